@@ -1,0 +1,2 @@
+//! The `tokenrail` command.
+fn main() {}

@@ -1,0 +1,8 @@
+//! Time.
+
+use super::machine;
+
+/// Nanoseconds since some fixed moment, the same for all SMs of a GPU (`%globaltimer`).
+pub fn now_ns() -> u64 {
+    machine::now_ns()
+}

@@ -1,0 +1,219 @@
+//! The machine as `tokenrail-emulator`: every access is checked against the live allocations, ordered operations give
+//! other threads a chance to run, and bulk copies complete when the scheduler likes.
+//!
+//! Emulated threads run one at a time, so plain reads and writes through raw pointers are as good as atomics; what
+//! matters is where a thread may be interrupted, which is at every ordered operation.
+
+use super::mem::{Address, Quad};
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use tokenrail_emulator::simt;
+
+pub use simt::{
+    ballot, barrier as named_barrier, block_index, block_size, bulk_commit, grid_size, now_ns, shared_base,
+    thread_index, warp_barrier,
+};
+
+pub fn trap() -> ! {
+    simt::fault("trap".into())
+}
+
+pub fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
+    simt::shuffle(mask, value as u64, from) as u32
+}
+
+pub fn match_any(mask: u32, value: u32) -> u32 {
+    simt::match_any(mask, value as u64)
+}
+
+pub fn block_barrier() {
+    simt::barrier(0, simt::block_size());
+}
+
+pub fn block_barrier_or(predicate: bool) -> bool {
+    simt::barrier_or(0, simt::block_size(), predicate)
+}
+
+/// Reads a `T` of global memory after checking that it is there.
+unsafe fn read<T: Copy>(at: u64, what: &'static str) -> T {
+    simt::check(at, size_of::<T>(), what);
+    // SAFETY: `check` faults the kernel unless the address lies in a live allocation and is aligned; allocations
+    // expose their provenance.
+    unsafe { with_exposed_provenance::<T>(at as usize).read() }
+}
+
+/// Writes a `T` to global memory after checking that it is there.
+unsafe fn write<T: Copy>(at: u64, value: T, what: &'static str) {
+    simt::check(at, size_of::<T>(), what);
+    // SAFETY: as in `read`.
+    unsafe { with_exposed_provenance_mut::<T>(at as usize).write(value) };
+    simt::stored();
+}
+
+macro_rules! plain {
+    ($($load:ident, $store:ident, $ty:ty;)*) => {$(
+        pub unsafe fn $load(at: u64) -> $ty {
+            // SAFETY: `read` checks.
+            unsafe { read(at, stringify!($load)) }
+        }
+        pub unsafe fn $store(at: u64, value: $ty) {
+            // SAFETY: `write` checks.
+            unsafe { write(at, value, stringify!($store)) }
+        }
+    )*};
+}
+
+plain! {
+    load_u32, store_u32, u32;
+    load_u64, store_u64, u64;
+    load_quad, store_quad, Quad;
+}
+
+pub unsafe fn store_u8(at: u64, value: u8) {
+    // SAFETY: `write` checks.
+    unsafe { write(at, value, "store_u8") }
+}
+
+macro_rules! ordered_load {
+    ($($name:ident, $ty:ty;)*) => {$(
+        pub unsafe fn $name(at: u64) -> $ty {
+            simt::preempt();
+            // SAFETY: `read` checks.
+            unsafe { read(at, stringify!($name)) }
+        }
+    )*};
+}
+
+ordered_load! {
+    load_relaxed_gpu_u32, u32;
+    load_acquire_gpu_u32, u32;
+    load_relaxed_sys_u64, u64;
+    load_acquire_sys_u64, u64;
+}
+
+macro_rules! ordered_store {
+    ($($name:ident, $ty:ty;)*) => {$(
+        pub unsafe fn $name(at: u64, value: $ty) {
+            simt::preempt();
+            // SAFETY: `write` checks.
+            unsafe { write(at, value, stringify!($name)) }
+        }
+    )*};
+}
+
+ordered_store! {
+    store_relaxed_gpu_u32, u32;
+    store_release_gpu_u32, u32;
+    store_relaxed_sys_u64, u64;
+    store_release_sys_u64, u64;
+}
+
+macro_rules! fetch_add {
+    ($($name:ident)*) => {$(
+        pub unsafe fn $name(at: u64, value: u32) -> u32 {
+            simt::preempt();
+            // SAFETY: `read` and `write` check; no thread runs between them.
+            unsafe {
+                let old: u32 = read(at, stringify!($name));
+                write(at, old.wrapping_add(value), stringify!($name));
+                old
+            }
+        }
+    )*};
+}
+
+fetch_add! { fetch_add_relaxed_gpu_u32 fetch_add_acq_rel_gpu_u32 fetch_add_acq_rel_sys_u32 }
+
+pub unsafe fn compare_exchange_acq_rel_gpu_u32(at: u64, expected: u32, new: u32) -> u32 {
+    simt::preempt();
+    // SAFETY: `read` and `write` check; no thread runs between them.
+    unsafe {
+        let old: u32 = read(at, "compare_exchange");
+        if old == expected {
+            write(at, new, "compare_exchange");
+        }
+        old
+    }
+}
+
+pub fn fence_acq_rel_gpu() {
+    simt::preempt();
+}
+
+pub fn fence_acq_rel_sys() {
+    simt::preempt();
+}
+
+pub unsafe fn wait_at_least(at: u64, want: u64, deadline_ns: u64) -> Result<(), u64> {
+    simt::check(at, 8, "wait_at_least");
+    let pointer = with_exposed_provenance::<u64>(at as usize);
+    if simt::wait_at_least(pointer, want, deadline_ns) {
+        return Ok(());
+    }
+    // SAFETY: checked above.
+    Err(unsafe { pointer.read() })
+}
+
+macro_rules! shared {
+    ($($load:ident, $store:ident, $ty:ty;)*) => {$(
+        pub unsafe fn $load(at: u32) -> $ty {
+            // SAFETY: `shared_pointer` faults the kernel unless the range lies in the block's shared memory.
+            unsafe { simt::shared_pointer(at, size_of::<$ty>()).cast::<$ty>().read() }
+        }
+        pub unsafe fn $store(at: u32, value: $ty) {
+            // SAFETY: as above.
+            unsafe { simt::shared_pointer(at, size_of::<$ty>()).cast::<$ty>().write(value) }
+        }
+    )*};
+}
+
+shared! {
+    shared_load_u32, shared_store_u32, u32;
+    shared_load_u64, shared_store_u64, u64;
+    shared_load_quad, shared_store_quad, Quad;
+}
+
+pub unsafe fn shared_add_u32(at: u32, value: u32) {
+    // SAFETY: both check; no thread runs between them.
+    unsafe { shared_store_u32(at, shared_load_u32(at).wrapping_add(value)) }
+}
+
+pub unsafe fn mbarrier_init(barrier: u32, arrivals: u32) {
+    simt::mbarrier_init(barrier, arrivals);
+}
+
+pub unsafe fn mbarrier_arrive_expect(barrier: u32, bytes: u32) {
+    simt::mbarrier_arrive_expect_tx(barrier, bytes);
+}
+
+pub unsafe fn mbarrier_wait(barrier: u32, parity: u32) {
+    simt::mbarrier_wait(barrier, parity);
+}
+
+pub unsafe fn bulk_load(to: u32, from: Address, bytes: u32, barrier: u32) {
+    simt::bulk_load(to, with_exposed_provenance(from.0 as usize), bytes, barrier);
+}
+
+pub unsafe fn bulk_store(to: Address, from: u32, bytes: u32) {
+    simt::bulk_store(with_exposed_provenance_mut(to.0 as usize), from, bytes);
+}
+
+pub fn bulk_wait_read() {
+    simt::bulk_wait(0, true);
+}
+
+pub fn bulk_wait_written() {
+    simt::bulk_wait(0, false);
+}
+
+pub fn fence_proxy_async() {
+    simt::preempt();
+}
+
+pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
+    let narrow = |value: f32| if value.is_nan() { 0x7fff } else { half::bf16::from_f32(value).to_bits() };
+    (narrow(high) as u32) << 16 | narrow(low) as u32
+}
+
+pub fn f32_to_e4m3x2(low: f32, high: f32) -> u16 {
+    u16::from_le_bytes([super::convert::f32_to_e4m3(low), super::convert::f32_to_e4m3(high)])
+}

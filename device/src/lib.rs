@@ -1,0 +1,26 @@
+//! tokenrail's GPU kernels, and the layout of all memory that two ranks share.
+//!
+//! Every kernel is an ordinary Rust function over [`gpu`], the machine beneath it. Built for `nvptx64-nvidia-cuda`
+//! that machine is inline PTX and LLVM intrinsics; built for the host it is `tokenrail-emulator`. One kernel, one
+//! file; the argument struct of a kernel stands next to it and is what the host fills in.
+//!
+//! * [`wire`]: what ranks share: flags, counts, the arena's regions
+//! * [`throughput`]: layout, dispatch and combine for training and prefill
+//! * [`quantize`]: bf16 rows to FP8 with scales
+//! * [`workload`]: the known expert function and the copy kernels that measurements and checks use
+#![no_std]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx))]
+
+pub mod gpu;
+pub mod kernel;
+pub mod quantize;
+pub mod throughput;
+pub mod wire;
+pub mod workload;
+
+/// Kernels have nobody to tell: none of them may reach a panic, and one that does stops its thread.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    gpu::thread::trap()
+}

@@ -1,0 +1,103 @@
+//! Combine: every rank pulls the partial results of its tokens from the ranks that hold them and sums them: in f32,
+//! in ascending rank order, rounded once. Unweighted: the experts' owner has weighted already.
+//!
+//! One flag per rank says that its outputs are ready. Nothing says that they have been read: the next dispatch does,
+//! since none of its rows arrive before their sender has finished this combine.
+
+use super::{meet, pull};
+use crate::gpu::mem::{self, Address};
+use crate::gpu::{block, clock, thread};
+use crate::kernel::kernel;
+use crate::wire::{Exchange, Phase};
+
+/// Arguments of [`Combine`] and [`CombinePlain`].
+///
+/// Contract: [`Exchange`]'s; the workspace's routes are those of the last dispatch, of `tokens` tokens; this rank's
+/// outputs were written before the launch, in stream order; the grid's blocks are resident at once and whole warps;
+/// the launch has [`Shared`]'s bytes of shared memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CombineArgs {
+    /// The exchange this belongs to.
+    pub exchange: Exchange,
+    /// Out: bf16 `[tokens, hidden]`, aligned to 16 bytes.
+    pub out: Address,
+    /// Tokens of the dispatch.
+    pub tokens: u32,
+    /// Bytes of each partial row that a stage holds, a multiple of 16.
+    pub piece_bytes: u32,
+    /// Stages of a warp.
+    pub stages: u32,
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+kernel!(
+    /// Combine, partial rows pulled by bulk copies. sm_90.
+    Combine, tokenrail_combine, CombineArgs, combine_bulk
+);
+
+kernel!(
+    /// Combine, partial rows pulled by 16-byte loads: for GPUs without bulk copies.
+    CombinePlain, tokenrail_combine_plain, CombineArgs, combine_plain
+);
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+unsafe fn combine_bulk(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine(&args, pull::bulk) }
+}
+
+unsafe fn combine_plain(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine(&args, pull::plain) }
+}
+
+/// Offsets in a block's dynamic shared memory, from its base.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// mbarriers `[warp, stage]`.
+    pub barriers: u32,
+    /// Bytes `[warp, stage, route_width, piece_bytes]`.
+    pub stages: u32,
+    /// The whole.
+    pub bytes: u32,
+}
+
+impl Shared {
+    /// The shared memory of a block of `warps` warps with `stages` stages, each of `stage_bytes` bytes.
+    pub const fn new(warps: u32, stages: u32, stage_bytes: u32) -> Self {
+        let buffers = (8 * warps * stages).next_multiple_of(128);
+        Self { barriers: 0, stages: buffers, bytes: buffers + warps * stages * stage_bytes }
+    }
+}
+
+#[inline(always)]
+unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs)) {
+    let exchange = &args.exchange;
+    let ranks = exchange.shape.ranks;
+    // SAFETY: the contract of CombineArgs. The epoch is written by the last block, after every block has read it.
+    unsafe {
+        let at = exchange.workspace.offset(exchange.work.combine_epoch);
+        let epoch = mem::load_u64(at) + 1;
+        let deadline_ns = clock::now_ns() + exchange.timeout_ns;
+        if thread::block_index() == 0 {
+            for peer in thread::strided(ranks) {
+                // Partner: the wait for ready_flags below, on `peer` (acquire, sys). What it releases: the outputs,
+                // which stream order puts before this kernel.
+                let flag = exchange.peer(peer).offset(exchange.arena.ready_flags).long(exchange.rank);
+                mem::store_release_sys_u64(flag, epoch);
+            }
+        }
+        let mut late = false;
+        for peer in thread::strided(ranks) {
+            // Partner: the release above, on `peer`.
+            late |= !exchange.wait_flag(exchange.arena.ready_flags, peer, epoch, deadline_ns, Phase::Ready);
+        }
+        if !block::barrier_or(late) {
+            pull_rows(args);
+        }
+        if meet::last_block(exchange.workspace.offset(exchange.work.arrived)) && block::is_first_thread() {
+            mem::store_u64(at, epoch);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A SIMT machine on the CPU: runs GPU kernels that are ordinary Rust functions.
+//!
+//! Every GPU thread is a stackful coroutine. A [`Machine`] has several [`Device`]s, whose memory is plain host memory,
+//! so that each reaches its peers' directly. Kernels call [`simt`] for what a GPU would do: barriers, warp collectives,
+//! shared memory, mbarriers, asynchronous bulk copies, and waiting for a word of memory.
+//!
+//! * **Runs repeat.** One engine thread runs all emulated threads, one at a time, in an order drawn from a seed. It runs
+//!   only while every host thread that uses a device is blocked (*lockstep*), so that the moment at which a host thread
+//!   enqueues something does not matter.
+//! * **Time is virtual.** It moves a nanosecond a step, and when nothing else can happen jumps to the next deadline.
+//! * **Mistakes are faults**, not undefined behaviour: accesses outside live memory, mismatched collectives, barriers
+//!   that cannot complete, endless waits, a kernel that ends while its bulk copies still read shared memory.
+//! * **Bulk copies take their time**: source and destination are touched at some later step each, so a missing wait
+//!   shows under some seed.
+//!
+//! Not modelled: caches and weak memory order between ordinary accesses (an interruption can come at any ordered
+//! operation, but stores are seen in program order), clusters, divergence within an instruction.
+//!
+//! ```
+//! use tokenrail_emulator::{Launch, Machine, Options, simt};
+//!
+//! let machine = Machine::new(Options::default());
+//! let device = machine.device(0)?;
+//! let sums = device.alloc(4 * 4)?;
+//! let out = sums.ptr().expose_provenance();
+//! let stream = device.stream();
+//! let launch = Launch { name: "lanes", grid: 4, block: 32, shared_bytes: 0 };
+//! stream.launch(launch, Box::new(move || {
+//!     let odd = simt::ballot(u32::MAX, simt::thread_index() % 2 == 1).count_ones();
+//!     if simt::thread_index() == 0 {
+//!         let at = out + 4 * simt::block_index() as usize;
+//!         simt::check(at as u64, 4, "store");
+//!         // SAFETY: checked just now.
+//!         unsafe { std::ptr::with_exposed_provenance_mut::<u32>(at).write(odd) };
+//!     }
+//! }))?;
+//! stream.synchronize()?;
+//! // SAFETY: four words, which the kernel has written.
+//! assert_eq!(unsafe { sums.ptr().cast::<[u32; 4]>().read() }, [16; 4]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod block;
+mod bulk;
+mod collective;
+mod engine;
+mod machine;
+mod memory;
+mod random;
+mod report;
+mod scheduler;
+pub mod simt;
+mod stream;
+
+pub use machine::{Device, Machine};
+pub use memory::Allocation;
+pub use stream::{Event, Launch, Stream};
+
+use std::fmt;
+
+/// How a machine is built.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Number of devices.
+    pub devices: usize,
+    /// What the order of threads is drawn from.
+    pub seed: u64,
+    /// An ordered memory operation lets others run with a chance of 1 in this many; 0: never.
+    pub preempt_one_in: u32,
+    /// Most shared memory of a block, in bytes.
+    pub shared_bytes_per_block: usize,
+    /// Most blocks that run on a device at once; others wait.
+    pub resident_blocks: u32,
+    /// Pairs (from, to) of devices of which the first cannot access the second's memory.
+    pub no_peer_access: Vec<(usize, usize)>,
+    /// Memory of a device, in bytes.
+    pub memory_bytes: usize,
+}
+
+impl Default for Options {
+    /// One device like an H100: 132 resident blocks, 227 KiB of shared memory each, 80 GiB.
+    fn default() -> Self {
+        Self {
+            devices: 1,
+            seed: 0,
+            preempt_one_in: 16,
+            shared_bytes_per_block: 227 << 10,
+            resident_blocks: 132,
+            no_peer_access: Vec::new(),
+            memory_bytes: 80 << 30,
+        }
+    }
+}
+
+/// A call that the machine refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such device.
+    #[error("device {ordinal}: the machine has {devices}")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// Devices of the machine.
+        devices: usize,
+    },
+    /// The device's memory is used up.
+    #[error("{bytes} bytes: device {device} has {free} of its {limit} bytes left")]
+    OutOfMemory {
+        /// The device.
+        device: usize,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes left.
+        free: usize,
+        /// Bytes of the device.
+        limit: usize,
+    },
+    /// A launch is larger than the device allows.
+    #[error("kernel {name}: {field} = {value}, must be {limit}")]
+    Launch {
+        /// The kernel.
+        name: &'static str,
+        /// What is out of range.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// What it must be.
+        limit: String,
+    },
+}
+
+/// Why a kernel was ended. All later work of its device fails with it, as after a fault of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The device.
+    pub device: usize,
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The block, and the thread in it; `None` if it concerns more than one.
+    pub thread: Option<(u32, u32)>,
+    /// What happened.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel {} on device {}", self.kernel, self.device)?;
+        if let Some((block, thread)) = self.thread {
+            write!(f, ", block {block}, thread {thread}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for Fault {}

@@ -1,0 +1,123 @@
+//! Streams: in-order queues of work for a device.
+
+use crate::machine::Device;
+use crate::{Error, Fault};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// A kernel's name and size.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// The kernel's name, for reports.
+    pub name: &'static str,
+    /// Blocks.
+    pub grid: u32,
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: usize,
+}
+
+/// What a kernel does, for one thread.
+pub type Kernel = Box<dyn Fn() + Send + Sync>;
+
+/// An entry of a queue.
+pub enum Operation {
+    Launch(Launch, Kernel),
+    Host(Box<dyn FnOnce() + Send>),
+    Record(Event),
+    Wait(Event),
+}
+
+/// Most threads of a block.
+const MAX_THREADS: u32 = 1024;
+
+/// An in-order queue of work for one device. Work already queued goes on when it is dropped.
+pub struct Stream {
+    device: Device,
+    id: u64,
+}
+
+/// A moment in a stream.
+#[derive(Clone, Default)]
+pub struct Event(Arc<AtomicU64>);
+
+impl Event {
+    /// The virtual time at which it was reached; `None` before.
+    pub fn time_ns(&self) -> Option<u64> {
+        self.0.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    pub(crate) fn reach(&self, now_ns: u64) {
+        self.0.store(now_ns + 1, Ordering::Release);
+    }
+}
+
+impl Stream {
+    pub(crate) fn new(device: Device) -> Self {
+        let id = device.shared().lock().open_stream(device.ordinal());
+        Self { device, id }
+    }
+
+    /// Queues a kernel, which is called once for each thread.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] if the device does not allow this size.
+    pub fn launch(&self, launch: Launch, kernel: Kernel) -> Result<(), Error> {
+        let refuse = |field, value, limit: String| Err(Error::Launch { name: launch.name, field, value, limit });
+        if launch.grid == 0 {
+            return refuse("grid", 0, "at least 1".into());
+        }
+        if launch.block == 0 || launch.block > MAX_THREADS || !launch.block.is_multiple_of(32) {
+            return refuse("block", launch.block as usize, format!("a multiple of 32 up to {MAX_THREADS}"));
+        }
+        let limit = self.device.shared().options.shared_bytes_per_block;
+        if launch.shared_bytes > limit {
+            return refuse("shared_bytes", launch.shared_bytes, format!("at most {limit}"));
+        }
+        self.enqueue(Operation::Launch(launch, kernel));
+        Ok(())
+    }
+
+    /// Queues something for the engine's thread to do, such as a copy.
+    pub fn host_op(&self, operation: Box<dyn FnOnce() + Send>) {
+        self.enqueue(Operation::Host(operation));
+    }
+
+    /// Marks this moment.
+    pub fn record(&self) -> Event {
+        let event = Event::default();
+        self.enqueue(Operation::Record(event.clone()));
+        event
+    }
+
+    /// Makes later work wait for `event`.
+    pub fn wait(&self, event: &Event) {
+        self.enqueue(Operation::Wait(event.clone()));
+    }
+
+    /// Blocks until all work queued so far is done.
+    ///
+    /// # Errors
+    /// The device's [`Fault`], if it has had one.
+    pub fn synchronize(&self) -> Result<(), Fault> {
+        let shared = self.device.shared();
+        let ready = shared.lock().drained(self.device.ordinal(), self.id);
+        shared.wait(Some(self.device.ordinal()), ready, None);
+        match shared.lock().fault(self.device.ordinal()) {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn enqueue(&self, operation: Operation) {
+        self.device.shared().lock().enqueue(self.device.ordinal(), self.id, operation);
+        self.device.shared().changed.notify_all();
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.device.shared().lock().close_stream(self.device.ordinal(), self.id);
+    }
+}

@@ -1,0 +1,399 @@
+//! The backend of NVIDIA GPUs, through `cust`.
+//!
+//! Ranks that share a GPU share its primary context and the loaded module. A kernel of one such rank may wait for
+//! another's that is yet to be launched, so nothing here waits for the whole device; `cuMemFree` does, which is why
+//! buffers are not to be dropped between the launches of one operation on the ranks of a GPU.
+
+use super::driver::{self, DevicePointer, check};
+use super::images::{self, Code, KERNEL_IMAGES};
+use super::{CudaOptions, Description, Device, Gpu, Handle, Launch};
+use crate::Error;
+use cust::context::{Context, ContextHandle, CurrentContext};
+use cust::error::CudaError;
+use cust::event::{Event, EventFlags};
+use cust::module::Module;
+use cust::stream::{Stream, StreamFlags};
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Multiprocessors of a kernel unless told otherwise: enough to saturate NVLink (docs/performance.md).
+const DEFAULT_SMS: u32 = 24;
+/// Warps of a block: each moves rows of its own; more do not fit their buffers into shared memory.
+const WARPS: u32 = 16;
+
+/// A GPU with the kernels loaded. The module goes before its context.
+struct Card {
+    functions: HashMap<&'static str, Function>,
+    _module: Module,
+    context: Context,
+    ordinal: usize,
+}
+
+/// A kernel's handle in the driver.
+#[derive(Clone, Copy)]
+struct Function(*mut c_void);
+// SAFETY: driver handles may be used from any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// Where ranks' threads wait for each other.
+#[derive(Default)]
+struct Meeting {
+    changed: Condvar,
+    mutex: Mutex<()>,
+}
+
+/// One rank's use of a card. Streams and events go before the card.
+struct CudaDevice {
+    streams: Mutex<HashMap<Handle, Arc<Stream>>>,
+    events: Mutex<HashMap<Handle, Event>>,
+    /// For uploads, which must not wait for any kernel.
+    uploads: Stream,
+    next_handle: AtomicU64,
+    description: Description,
+    meeting: Arc<Meeting>,
+    card: Arc<Card>,
+}
+
+// SAFETY: streams, events and contexts are driver handles, usable from any thread once the context is current there,
+// which every method sees to.
+unsafe impl Send for CudaDevice {}
+// SAFETY: as above; the tables are behind mutexes.
+unsafe impl Sync for CudaDevice {}
+// SAFETY: as above.
+unsafe impl Send for Card {}
+// SAFETY: as above.
+unsafe impl Sync for Card {}
+
+fn refused(call: &str) -> impl FnOnce(CudaError) -> Error {
+    move |error| Error::Device { call: call.to_owned(), reason: format!("{error} ({error:?})") }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change of these tables is a single call, so a panic elsewhere leaves them whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the driver and counts its devices.
+fn start() -> Result<usize, Error> {
+    let unavailable = |why: String| Error::Unavailable { what: "a CUDA GPU".into(), why };
+    // SAFETY: may be called any number of times.
+    let status = unsafe { driver::cuInit(0) };
+    if status != 0 {
+        let name = driver::status_name(status);
+        return Err(unavailable(format!("the driver does not start: {name}; is the NVIDIA driver installed and loaded?")));
+    }
+    match cust::device::Device::num_devices() {
+        Ok(0) => Err(unavailable("the driver sees no device".into())),
+        Ok(count) => Ok(count as usize),
+        Err(error) => Err(unavailable(error.to_string())),
+    }
+}
+
+fn attribute(ordinal: usize, attribute: c_int) -> Result<u32, Error> {
+    let mut value = 0;
+    // SAFETY: writes one integer. The driver's device handles are the ordinals.
+    check("cuDeviceGetAttribute", unsafe { driver::cuDeviceGetAttribute(&mut value, attribute, ordinal as c_int) })?;
+    Ok(value as u32)
+}
+
+fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
+    let device = cust::device::Device::get_device(ordinal as u32).map_err(refused("cuDeviceGet"))?;
+    let capability =
+        10 * attribute(ordinal, driver::CAPABILITY_MAJOR)? + attribute(ordinal, driver::CAPABILITY_MINOR)?;
+    Ok(Description {
+        name: device.name().map_err(refused("cuDeviceGetName"))?,
+        ordinal,
+        capability,
+        multiprocessors: attribute(ordinal, driver::MULTIPROCESSORS)?,
+        shared_bytes: attribute(ordinal, driver::SHARED_BYTES)?,
+        bulk_copy: capability >= 90,
+        memory: device.total_memory().map_err(refused("cuDeviceTotalMem"))? as u64,
+        ranks,
+        default_sms: DEFAULT_SMS,
+        warps: WARPS,
+    })
+}
+
+/// All devices of the driver.
+pub fn describe_all() -> Result<Vec<Description>, Error> {
+    (0..start()?).map(|ordinal| describe(ordinal, 1)).collect()
+}
+
+/// Spreads `ranks` ranks over the devices in turn.
+pub fn open(options: &CudaOptions, ranks: u32) -> Result<Vec<Gpu>, Error> {
+    let present = start()?;
+    let devices = if options.devices.is_empty() { (0..present).collect() } else { options.devices.clone() };
+    if let Some(&device) = devices.iter().find(|&&device| device >= present) {
+        let limit = format!("the driver sees {present} devices, numbered from 0");
+        return Err(Error::Config { field: "devices", value: device.to_string(), limit });
+    }
+    let used = &devices[..devices.len().min(ranks as usize)];
+    let lane = options.lane.as_deref();
+    let cards = used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    for from in &cards {
+        for to in cards.iter().filter(|to| to.ordinal != from.ordinal) {
+            from.map_peer(to)?;
+        }
+    }
+    let meeting = Arc::new(Meeting::default());
+    (0..ranks as usize)
+        .map(|rank| {
+            let card = cards[rank % cards.len()].clone();
+            // As many ranks as come round to this card.
+            let sharers = (ranks as usize - rank % cards.len()).div_ceil(cards.len());
+            let description = describe(card.ordinal, sharers as u32)?;
+            card.enter()?;
+            Ok(Gpu(Arc::new(CudaDevice {
+                streams: Mutex::default(),
+                events: Mutex::default(),
+                uploads: Stream::new(StreamFlags::NON_BLOCKING, None).map_err(refused("cuStreamCreate"))?,
+                next_handle: AtomicU64::new(1),
+                description,
+                meeting: meeting.clone(),
+                card,
+            })))
+        })
+        .collect()
+}
+
+impl Card {
+    fn new(ordinal: usize, lane: Option<&str>) -> Result<Self, Error> {
+        let device = cust::device::Device::get_device(ordinal as u32).map_err(refused("cuDeviceGet"))?;
+        let context = Context::new(device).map_err(refused("cuDevicePrimaryCtxRetain"))?;
+        CurrentContext::set_current(&context).map_err(refused("cuCtxSetCurrent"))?;
+        let description = describe(ordinal, 1)?;
+        let capability = description.capability;
+        let (image, code) = images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
+            device: description.name,
+            major: capability / 10,
+            minor: capability % 10,
+            built: KERNEL_IMAGES.iter().map(|image| format!("sm_{} ({})", image.sm, image.lane)).collect::<Vec<_>>().join(", "),
+        })?;
+        let module = match code {
+            Code::Cubin(cubin) => Module::from_cubin(cubin, &[]),
+            Code::Ptx(ptx) => Module::from_ptx(ptx, &[]),
+        }
+        .map_err(refused("loading the kernels"))?;
+        let mut functions = HashMap::new();
+        for kernel in image.kernels {
+            let function = Function(module.get_function(kernel.name).map_err(refused(kernel.name))?.to_raw().cast());
+            let bytes = description.shared_bytes as c_int;
+            // Also makes the driver load the kernel now: a lazy load at launch waits for the whole device.
+            // SAFETY: the function is of a loaded module of the current context.
+            let status = unsafe { driver::cuFuncSetAttribute(function.0, driver::FUNCTION_SHARED_BYTES, bytes) };
+            check("cuFuncSetAttribute", status)?;
+            functions.insert(kernel.name, function);
+        }
+        Ok(Self { functions, _module: module, context, ordinal })
+    }
+
+    /// Makes the card's context the thread's.
+    fn enter(&self) -> Result<(), Error> {
+        CurrentContext::set_current(&self.context).map_err(refused("cuCtxSetCurrent"))
+    }
+
+    /// Makes `peer`'s memory accessible to this card's kernels.
+    fn map_peer(&self, peer: &Self) -> Result<(), Error> {
+        let mut can = 0;
+        let (from, to) = (self.ordinal, peer.ordinal);
+        // SAFETY: writes one integer.
+        let status = unsafe { driver::cuDeviceCanAccessPeer(&mut can, from as c_int, to as c_int) };
+        check("cuDeviceCanAccessPeer", status)?;
+        if can == 0 {
+            return Err(Error::NoPeerAccess { from, to });
+        }
+        self.enter()?;
+        // SAFETY: both contexts are alive.
+        match unsafe { driver::cuCtxEnablePeerAccess(peer.context.get_inner().cast(), 0) } {
+            driver::PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            status => check("cuCtxEnablePeerAccess", status),
+        }
+    }
+}
+
+impl CudaDevice {
+    fn handle(&self) -> Handle {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The driver's stream, with the context made current.
+    fn get(&self, stream: Handle) -> Result<Arc<Stream>, Error> {
+        self.card.enter()?;
+        lock(&self.streams).get(&stream).cloned().ok_or_else(|| Error::Device {
+            call: "looking a stream up".into(),
+            reason: "it has been dropped".into(),
+        })
+    }
+}
+
+fn raw(stream: &Stream) -> *mut c_void {
+    stream.as_inner().cast()
+}
+
+impl Device for CudaDevice {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, Error> {
+        self.card.enter()?;
+        let mut address = 0;
+        // SAFETY: writes one address. Size 0 is an error to the driver.
+        check("cuMemAlloc", unsafe { driver::cuMemAlloc_v2(&mut address, bytes.max(1)) })?;
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        if self.card.enter().is_ok() {
+            // SAFETY: from `alloc`, freed once. A failure means the context is lost, and the memory with it.
+            unsafe { driver::cuMemFree_v2(address) };
+        }
+    }
+
+    fn alloc_host(&self, bytes: usize) -> Result<u64, Error> {
+        self.card.enter()?;
+        let mut address = ptr::null_mut();
+        // SAFETY: writes one address, which unified addressing makes the device's too.
+        let status = unsafe { driver::cuMemHostAlloc(&mut address, bytes, driver::HOST_ALLOC_MAPPED) };
+        check("cuMemHostAlloc", status)?;
+        // SAFETY: just allocated with this size.
+        unsafe { address.cast::<u8>().write_bytes(0, bytes) };
+        Ok(address.expose_provenance() as u64)
+    }
+
+    fn free_host(&self, address: u64) {
+        if self.card.enter().is_ok() {
+            // SAFETY: from `alloc_host`, freed once.
+            unsafe { driver::cuMemFreeHost(ptr::with_exposed_provenance_mut(address as usize)) };
+        }
+    }
+
+    fn stream(&self) -> Result<Handle, Error> {
+        self.card.enter()?;
+        let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(refused("cuStreamCreate"))?;
+        let handle = self.handle();
+        lock(&self.streams).insert(handle, Arc::new(stream));
+        Ok(handle)
+    }
+
+    fn drop_stream(&self, stream: Handle) {
+        if self.card.enter().is_ok() {
+            lock(&self.streams).remove(&stream);
+        }
+    }
+
+    fn synchronize(&self, stream: Handle) -> Result<(), Error> {
+        // SAFETY: the stream is alive.
+        check("a kernel or copy", unsafe { driver::cuStreamSynchronize(raw(&*self.get(stream)?)) })
+    }
+
+    fn record(&self, stream: Handle) -> Result<Handle, Error> {
+        let stream = self.get(stream)?;
+        let event = Event::new(EventFlags::DEFAULT).map_err(refused("cuEventCreate"))?;
+        event.record(&stream).map_err(refused("cuEventRecord"))?;
+        let handle = self.handle();
+        lock(&self.events).insert(handle, event);
+        Ok(handle)
+    }
+
+    fn drop_event(&self, event: Handle) {
+        if self.card.enter().is_ok() {
+            lock(&self.events).remove(&event);
+        }
+    }
+
+    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f64, Error> {
+        self.card.enter()?;
+        let events = lock(&self.events);
+        match (events.get(&from), events.get(&to)) {
+            (Some(from), Some(to)) => {
+                to.elapsed_time_f32(from).map(f64::from).map_err(refused("measuring between two events"))
+            }
+            _ => Err(Error::Device { call: "looking an event up".into(), reason: "it has been dropped".into() }),
+        }
+    }
+
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.card.enter()?;
+        let uploads = raw(&self.uploads);
+        // SAFETY: callers pass memory they own, as large as this; the source outlives the synchronisation.
+        unsafe {
+            let from = bytes.as_ptr().expose_provenance() as DevicePointer;
+            check("cuMemcpyAsync", driver::cuMemcpyAsync(to, from, bytes.len(), uploads))?;
+            check("cuMemcpyAsync", driver::cuStreamSynchronize(uploads))
+        }
+    }
+
+    fn read(&self, stream: Handle, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        let stream = self.get(stream)?;
+        // SAFETY: callers pass memory as large as this; the destination outlives the synchronisation.
+        unsafe {
+            let to = bytes.as_mut_ptr().expose_provenance() as DevicePointer;
+            check("cuMemcpyAsync", driver::cuMemcpyAsync(to, from, bytes.len(), raw(&stream)))?;
+            check("a kernel or copy", driver::cuStreamSynchronize(raw(&stream)))
+        }
+    }
+
+    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<(), Error> {
+        // SAFETY: callers keep both ranges alive until the stream has come this far.
+        check("cuMemcpyAsync", unsafe { driver::cuMemcpyAsync(to, from, bytes, raw(&*self.get(stream)?)) })
+    }
+
+    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), Error> {
+        // SAFETY: callers keep the range alive until the stream has come this far.
+        check("cuMemsetD8Async", unsafe { driver::cuMemsetD8Async(to, byte, bytes, raw(&*self.get(stream)?)) })
+    }
+
+    unsafe fn launch(&self, stream: Handle, launch: &Launch) -> Result<(), Error> {
+        let stream = self.get(stream)?;
+        let function = self.card.functions.get(launch.name).ok_or_else(|| Error::Unavailable {
+            what: format!("kernel {}", launch.name),
+            why: format!("the kernels loaded for GPU {} are without it; bulk copies need sm_90", self.card.ordinal),
+        })?;
+        let grid = launch.grid;
+        let mut parameters = [launch.args.cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel has one by-value parameter, which the driver copies now; the rest is the caller's promise.
+        let status = unsafe {
+            driver::cuLaunchKernel(
+                function.0,
+                grid.blocks,
+                1,
+                1,
+                grid.threads,
+                1,
+                1,
+                grid.shared_bytes,
+                raw(&stream),
+                parameters.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check(launch.name, status)
+    }
+
+    fn wait_host(&self, ready: Arc<dyn Fn() -> bool + Send + Sync>, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut guard = lock(&self.meeting.mutex);
+        while !ready() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let wait = self.meeting.changed.wait_timeout(guard, left);
+            guard = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn notify(&self) {
+        // Taken so that nobody is between looking and waiting.
+        drop(lock(&self.meeting.mutex));
+        self.meeting.changed.notify_all();
+    }
+}
