@@ -158,6 +158,11 @@ impl Exchange {
         self.member.gpu()
     }
 
+    /// This rank's place in its group: a way to meet the other ranks on the host.
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// This rank's number.
     pub fn rank(&self) -> u32 {
         self.member.rank()

@@ -1,0 +1,80 @@
+//! The same checks on GPUs: all of them, with one rank each and with several ranks sharing.
+//!
+//! Where there is no GPU a test says `skipped` and why.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::{Case, check};
+use tokenrail::gpu::CudaOptions;
+use tokenrail::{Backend, Config, Element};
+
+/// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
+/// kernels occupy them all would wait for each other: one at a time.
+fn on_gpus(test: impl Fn(&Backend)) {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Err(error) = Backend::cuda_devices() {
+        println!("skipped: {error}");
+        return;
+    }
+    for lane in ["nvvm", "llvm"] {
+        test(&Backend::Cuda(CudaOptions { lane: Some(lane.into()), ..CudaOptions::default() }));
+    }
+}
+
+fn rounds(ranks: usize, most: usize) -> Vec<Vec<usize>> {
+    let even = vec![most; ranks];
+    // Uneven, with at least one rank that has none.
+    let uneven = (0..ranks).map(|rank| rank * most / ranks).collect();
+    vec![even, uneven, vec![0; ranks], vec![most / 2 + 1; ranks]]
+}
+
+#[test]
+fn bf16_with_several_ranks() {
+    on_gpus(|backend| {
+        for ranks in [1, 2, 3, 4, 8] {
+            let config = Config::new(256, 8, 1024, 200);
+            check(&Case { config, tokens: rounds(ranks, 200), mask_one_in: 7, seed: 1 }, backend);
+        }
+    });
+}
+
+#[test]
+fn fp8_with_several_ranks() {
+    on_gpus(|backend| {
+        for ranks in [2, 4, 8] {
+            let config = Config { element: Element::Fp8E4m3, ..Config::new(64, 6, 1040, 130) };
+            check(&Case { config, tokens: rounds(ranks, 130), mask_one_in: 9, seed: 2 }, backend);
+        }
+    });
+}
+
+#[test]
+fn odd_shapes() {
+    on_gpus(|backend| {
+        for (experts, topk, hidden, tokens) in [(5, 5, 8, 33), (1000, 32, 24, 65), (7, 1, 20008, 20), (3, 2, 7168, 1)] {
+            let config = Config { sms: Some(5), ..Config::new(experts, topk, hidden, tokens) };
+            let tokens = rounds(4, tokens as usize);
+            check(&Case { config, tokens, mask_one_in: 5, seed: 3 }, backend);
+        }
+    });
+}
+
+#[test]
+fn without_bulk_copies() {
+    on_gpus(|backend| {
+        for element in [Element::Bf16, Element::Fp8E4m3] {
+            let config = Config { element, bulk_copy: Some(false), ..Config::new(32, 4, 528, 90) };
+            check(&Case { config, tokens: rounds(4, 90), mask_one_in: 6, seed: 4 }, backend);
+        }
+    });
+}
+
+#[test]
+fn full_size() {
+    on_gpus(|backend| {
+        let config = Config::new(256, 8, 7168, 4096);
+        check(&Case { config, tokens: vec![vec![4096; 2]], mask_one_in: 0, seed: 5 }, backend);
+    });
+}

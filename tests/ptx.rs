@@ -1,0 +1,223 @@
+//! What the compilers made of the kernels: every image that is built in, read as PTX. It pins what a compiler gets
+//! wrong without a word: barriers that it copies into branches, orderings and scopes that it drops, 16-byte accesses
+//! that it splits, products and sums that it contracts.
+#![cfg(feature = "cuda")]
+
+use nvvm_builder::ptx::{Function, Module};
+use tokenrail::gpu::images::{KERNEL_IMAGES, KernelImage};
+
+/// What the source of a kernel says, with every call inlined.
+struct Source {
+    name: &'static str,
+    /// `block::barrier()`.
+    barriers: usize,
+    /// `block::barrier_or()`.
+    barriers_or: usize,
+    /// Flags that tell a peer something (`store_release_sys_u64`, apart from the reports of failures).
+    flags_set: usize,
+    /// Loops that wait for a peer's flag (`wait_at_least_acquire_sys`).
+    flags_awaited: usize,
+    /// Moves of rows from global to shared memory by bulk copy, and from shared to global.
+    bulk: Option<[bool; 2]>,
+    /// 16-byte loads and stores of rows in global memory.
+    quads: [bool; 2],
+}
+
+const NOTHING: Source = Source {
+    name: "",
+    barriers: 0,
+    barriers_or: 0,
+    flags_set: 0,
+    flags_awaited: 0,
+    bulk: None,
+    quads: [false, false],
+};
+
+/// `barriers`: 3 in `count`'s loop, 1 in `announce`, 1 in each of two meetings. `barriers_or`: 1 each in `count` and
+/// `announce`, 2 in `plan`, 1 in each meeting. Flags: `count_flags` and `data_flags`.
+const DISPATCH: Source = Source { barriers: 6, barriers_or: 6, flags_set: 2, flags_awaited: 2, ..NOTHING };
+
+/// `barriers`: 1 in the meeting. `barriers_or`: 1 after the wait, 1 in the meeting. Flags: `ready_flags`.
+const COMBINE: Source = Source { barriers: 1, barriers_or: 2, flags_set: 1, flags_awaited: 1, ..NOTHING };
+
+const KERNELS: [Source; 8] = [
+    Source { name: "tokenrail_dispatch", bulk: Some([true, true]), ..DISPATCH },
+    Source { name: "tokenrail_dispatch_plain", quads: [true, true], ..DISPATCH },
+    Source { name: "tokenrail_combine", bulk: Some([true, false]), quads: [false, true], ..COMBINE },
+    Source { name: "tokenrail_combine_plain", quads: [true, true], ..COMBINE },
+    // Around the counting: after the zeroing, and before the sums are read.
+    Source { name: "tokenrail_layout", barriers: 2, ..NOTHING },
+    Source { name: "tokenrail_copy", bulk: Some([true, true]), ..NOTHING },
+    Source { name: "tokenrail_experts", ..NOTHING },
+    Source { name: "tokenrail_quantize", ..NOTHING },
+];
+
+/// Blocks have 16 warps, and an SM has 65536 registers.
+const MOST_REGISTERS: u32 = 65536 / (16 * 32);
+
+/// Calls `check` with every kernel of every image; `what` names both in messages.
+fn each_kernel(check: impl Fn(&str, &KernelImage, &Source, &Function)) {
+    for image in KERNEL_IMAGES {
+        let module = Module::parse(image.ptx);
+        for kernel in module.kernels() {
+            let what = format!("{} (sm_{}, {} lane)", kernel.name, image.sm, image.lane);
+            let source = KERNELS.iter().find(|source| source.name == kernel.name);
+            check(&what, image, source.unwrap_or_else(|| panic!("{what} is not in the table")), kernel);
+        }
+    }
+}
+
+/// The instructions that `is_one` picks, in a form to be compared with none.
+fn instructions(kernel: &Function, is_one: impl Fn(&str) -> bool) -> Vec<&str> {
+    kernel.instructions.iter().map(String::as_str).filter(|opcode| is_one(opcode)).collect()
+}
+
+fn begins_with_any(opcode: &str, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| opcode.starts_with(prefix))
+}
+
+const NONE: [&str; 0] = [];
+
+#[test]
+fn every_image_has_its_kernels() {
+    let preferred = KERNEL_IMAGES[0].lane;
+    if preferred == "llvm" {
+        println!("skipped: the nvvm lane, which this build was made without");
+    }
+    let lanes: &[&str] = if preferred == "nvvm" { &["nvvm", "llvm"] } else { &["llvm"] };
+    let images: Vec<_> = KERNEL_IMAGES.iter().map(|image| (image.sm, image.lane)).collect();
+    let expected: Vec<_> =
+        [80, 90, 100].iter().flat_map(|&sm| lanes.iter().map(move |&lane| (sm, lane))).collect();
+    assert_eq!(images, expected);
+
+    for image in KERNEL_IMAGES {
+        let module = Module::parse(image.ptx);
+        let mut names: Vec<_> = module.kernels().map(|kernel| kernel.name.as_str()).collect();
+        names.sort_unstable();
+        let in_image = |source: &&Source| image.sm >= 90 || source.bulk.is_none();
+        let mut expected: Vec<_> = KERNELS.iter().filter(in_image).map(|source| source.name).collect();
+        expected.sort_unstable();
+        assert_eq!(names, expected, "sm_{}, {} lane", image.sm, image.lane);
+    }
+}
+
+#[test]
+fn block_barriers_are_those_of_the_source() {
+    each_kernel(|what, _, source, kernel| {
+        let barriers = instructions(kernel, |opcode| {
+            begins_with_any(opcode, &["bar.", "barrier."]) && !opcode.starts_with("bar.warp.")
+        });
+        let (reducing, plain): (Vec<_>, Vec<_>) =
+            barriers.into_iter().partition(|opcode| opcode.contains(".red."));
+        assert_eq!((plain.len(), reducing.len()), (source.barriers, source.barriers_or), "{what}");
+    });
+}
+
+#[test]
+fn atomics_have_an_ordering_and_a_scope() {
+    each_kernel(|what, _, _, kernel| {
+        let lacking = instructions(kernel, |opcode| {
+            let mut parts = opcode.split('.');
+            matches!(parts.next(), Some("atom" | "red"))
+                && !(matches!(parts.next(), Some("relaxed" | "acquire" | "release" | "acq_rel"))
+                    && matches!(parts.next(), Some("cta" | "gpu" | "sys")))
+        });
+        assert_eq!(lacking, NONE, "{what}");
+    });
+}
+
+#[test]
+fn flags_are_released_and_acquired_across_the_system() {
+    each_kernel(|what, _, source, kernel| {
+        // Every report of a failure is claimed by one compare-and-swap and released by one store. How many there are
+        // is the compiler's to say: the loop that checks expert ids is unrolled.
+        let reports = kernel.count("atom.acq_rel.gpu.global.cas.b32");
+        let released = kernel.count("st.release.sys.global.u64");
+        assert_eq!(released, source.flags_set + reports, "{what}: {reports} of them reports");
+        assert_eq!(kernel.count("ld.acquire.sys.global.u64"), source.flags_awaited, "{what}");
+        // Nothing that others write is read through the cache that is not kept coherent.
+        assert_eq!(
+            instructions(kernel, |opcode| opcode.contains(".nc.") || opcode.ends_with(".nc")),
+            NONE,
+            "{what}"
+        );
+    });
+}
+
+#[test]
+fn rows_move_by_bulk_copies_or_16_bytes_at_a_time() {
+    const LOAD: &str = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes";
+    const STORE: &str = "cp.async.bulk.global.shared::cta.bulk_group";
+    each_kernel(|what, _, source, kernel| {
+        let has = |prefix| kernel.count(prefix) > 0;
+        assert_eq!([has(LOAD), has(STORE)], source.bulk.unwrap_or_default(), "{what}");
+        assert_eq!(has("cp.async.bulk") || has("mbarrier"), source.bulk.is_some(), "{what}");
+        assert_eq!([has("ld.global.v4.u32"), has("st.global.v4.u32")], source.quads, "{what}");
+        if has(STORE) {
+            // Written, and not only read, before anyone is told.
+            let complete = |opcode: &str| opcode == "cp.async.bulk.wait_group";
+            assert_eq!(instructions(kernel, complete).len(), 1, "{what}");
+        }
+    });
+}
+
+#[test]
+fn floats_are_rounded_after_every_operation() {
+    each_kernel(|what, image, _, kernel| {
+        // Without `.rn`, ptxas may make one operation of a product and a sum.
+        let contractible = instructions(kernel, |opcode| {
+            let arithmetic = begins_with_any(opcode, &["add.", "sub.", "mul.", "div."]);
+            let float = opcode.contains(".f32") || opcode.contains(".f16") || opcode.contains(".bf16");
+            begins_with_any(opcode, &["fma.", "mad.rn", "mad.f"])
+                || opcode.contains(".ftz")
+                || opcode.contains(".approx")
+                || arithmetic && float && !opcode.split('.').any(|part| part == "rn")
+        });
+        assert_eq!(contractible, NONE, "{what}");
+
+        let has = |prefix| kernel.count(prefix) > 0;
+        let is = |name: &str| kernel.name == name;
+        let combines = is("tokenrail_combine") || is("tokenrail_combine_plain");
+        // Also `add.rn.f32x2`, two such sums.
+        assert_eq!(
+            has("add.rn.f32"),
+            combines || is("tokenrail_experts") || is("tokenrail_quantize") && image.sm < 90,
+            "{what}"
+        );
+        assert_eq!(has("cvt.rn.bf16x2.f32"), combines || is("tokenrail_experts"), "{what}");
+        assert_eq!(has("cvt.rn.satfinite.e4m3x2.f32"), is("tokenrail_quantize") && image.sm >= 90, "{what}");
+    });
+}
+
+#[test]
+fn kernels_use_no_local_memory() {
+    each_kernel(|what, _, _, kernel| {
+        assert_eq!(instructions(kernel, |opcode| opcode.contains(".local")), NONE, "{what}");
+    });
+}
+
+/// No panic is within reach, and nothing was left out of line.
+#[test]
+fn kernels_neither_call_nor_trap() {
+    each_kernel(|what, _, _, kernel| {
+        assert_eq!(instructions(kernel, |opcode| begins_with_any(opcode, &["call", "trap"])), NONE, "{what}");
+    });
+}
+
+#[test]
+fn kernels_fit_their_blocks() {
+    for image in KERNEL_IMAGES {
+        if image.kernels.is_empty() {
+            println!("skipped: sm_{}, {} lane: built without ptxas", image.sm, image.lane);
+        }
+        for kernel in image.kernels {
+            let what = format!("sm_{}, {} lane: {kernel:?}", image.sm, image.lane);
+            assert!((1..=MOST_REGISTERS).contains(&kernel.registers), "{what}");
+            assert_eq!(
+                (kernel.stack_bytes, kernel.spill_store_bytes, kernel.spill_load_bytes),
+                (0, 0, 0),
+                "{what}"
+            );
+        }
+    }
+}
