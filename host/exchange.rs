@@ -4,6 +4,7 @@ use crate::arena::Arena;
 use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream, View};
 use crate::{Config, Error, Member};
 use std::sync::Arc;
+use std::time::Duration;
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
 use tokenrail_device::kernel::Kernel;
@@ -176,6 +177,18 @@ impl Exchange {
     /// Streaming multiprocessors that a kernel occupies.
     pub fn sms(&self) -> u32 {
         self.sms
+    }
+
+    /// Gives every rank what each has put up, on the host: [`Member::all_gather`]. Also a way to meet, so that no rank
+    /// frees memory while another's kernels still run.
+    ///
+    /// # Errors
+    /// [`Error::Rendezvous`] when a rank does not come within `timeout`.
+    pub fn all_gather<T>(&self, value: T, place: &'static str, timeout: Duration) -> Result<Vec<T>, Error>
+    where
+        T: Clone + Send + 'static,
+    {
+        self.member.all_gather(value, place, timeout)
     }
 
     /// Number, over all ranks, of this rank's first expert.

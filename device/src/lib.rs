@@ -18,6 +18,22 @@ pub mod throughput;
 pub mod wire;
 pub mod workload;
 
+/// The names of all kernels. A module for GPUs without bulk copies has those that need none.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const KERNELS: &[&str] = {
+    use kernel::Kernel;
+    &[
+        <throughput::layout::Layout as Kernel>::NAME,
+        <throughput::dispatch::Dispatch as Kernel>::NAME,
+        <throughput::dispatch::DispatchPlain as Kernel>::NAME,
+        <throughput::combine::Combine as Kernel>::NAME,
+        <throughput::combine::CombinePlain as Kernel>::NAME,
+        <quantize::Quantize as Kernel>::NAME,
+        <workload::experts::Experts as Kernel>::NAME,
+        <workload::copy::Copy as Kernel>::NAME,
+    ]
+};
+
 /// Kernels have nobody to tell: none of them may reach a panic, and one that does stops its thread.
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

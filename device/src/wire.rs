@@ -35,8 +35,10 @@ pub struct Shape {
 
 impl Shape {
     /// Experts that a rank owns: ceil(experts / ranks). The last ranks may own fewer, or none.
+    ///
+    /// Neither side is 0 in a checked shape; saying so again keeps the panics of a division out of the kernels.
     pub const fn experts_per_rank(&self) -> u32 {
-        self.experts.div_ceil(self.ranks)
+        at_least_one(self.experts.div_ceil(at_least_one(self.ranks)))
     }
 
     /// Most ranks that one token goes to: no more than it has slots.
@@ -54,6 +56,10 @@ impl Shape {
     pub const fn count_words(&self) -> u32 {
         self.ranks + 1 + self.experts_per_rank()
     }
+}
+
+const fn at_least_one(number: u32) -> u32 {
+    if number == 0 { 1 } else { number }
 }
 
 /// Gives out offsets one after the other, each aligned to 128 bytes: a line of the L2 cache, so that flags and data

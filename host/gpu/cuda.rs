@@ -181,14 +181,18 @@ impl Card {
         }
         .map_err(refused("loading the kernels"))?;
         let mut functions = HashMap::new();
-        for kernel in image.kernels {
-            let function = Function(module.get_function(kernel.name).map_err(refused(kernel.name))?.to_raw().cast());
+        for &name in tokenrail_device::KERNELS {
+            let function = match module.get_function(name) {
+                // Left out of modules for GPUs that cannot run it.
+                Err(CudaError::NotFound) => continue,
+                function => Function(function.map_err(refused(name))?.to_raw().cast()),
+            };
             let bytes = description.shared_bytes as c_int;
             // Also makes the driver load the kernel now: a lazy load at launch waits for the whole device.
             // SAFETY: the function is of a loaded module of the current context.
             let status = unsafe { driver::cuFuncSetAttribute(function.0, driver::FUNCTION_SHARED_BYTES, bytes) };
             check("cuFuncSetAttribute", status)?;
-            functions.insert(kernel.name, function);
+            functions.insert(name, function);
         }
         Ok(Self { functions, _module: module, context, ordinal })
     }

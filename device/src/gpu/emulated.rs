@@ -169,7 +169,11 @@ macro_rules! shared {
 shared! {
     shared_load_u32, shared_store_u32, u32;
     shared_load_u64, shared_store_u64, u64;
-    shared_load_quad, shared_store_quad, Quad;
+}
+
+pub unsafe fn shared_load_quad(at: u32) -> Quad {
+    // SAFETY: as above.
+    unsafe { simt::shared_pointer(at, size_of::<Quad>()).cast::<Quad>().read() }
 }
 
 pub unsafe fn shared_add_u32(at: u32, value: u32) {

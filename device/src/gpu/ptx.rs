@@ -3,7 +3,7 @@
 //! No `asm!` here is `pure` or `nomem`: each orders itself against all memory accesses around it, so that a load stays
 //! behind the acquire it depends on. Documentation stands on the public wrappers.
 
-use super::mem::{Address, Quad};
+use super::mem::Quad;
 use core::arch::{asm, global_asm, nvptx};
 
 // One declaration for the module; only kernels launched with dynamic shared memory are charged for it.
@@ -293,7 +293,8 @@ pub use with_bulk_copy::*;
 /// What sm_90 brought.
 #[cfg(bulk_copy)]
 mod with_bulk_copy {
-    use super::{Address, asm};
+    use crate::gpu::mem::Address;
+    use core::arch::asm;
 
     #[inline(always)]
     pub unsafe fn mbarrier_init(barrier: u32, arrivals: u32) {

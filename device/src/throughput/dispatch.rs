@@ -141,8 +141,9 @@ unsafe fn dispatch(args: &DispatchArgs, send_rows: unsafe fn(&Block)) {
     let exchange = &args.exchange;
     let shape = &exchange.shape;
     let shared = Shared::new(shape, thread::warps(), args.stages, args.stage_bytes).at(shared::base());
-    let share = |part: u32| (args.tokens as u64 * part as u64 / thread::grid_size() as u64) as u32;
-    let tokens = Tokens { first: share(thread::block_index()), end: share(thread::block_index() + 1) };
+    let share = args.tokens.div_ceil(thread::grid_size().max(1));
+    let first = args.tokens.min(share * thread::block_index());
+    let tokens = Tokens { first, end: args.tokens.min(first + share) };
     // SAFETY: the contract of DispatchArgs. The epoch is written by the last block, after every block has read it.
     unsafe {
         let epoch = mem::load_u64(exchange.workspace.offset(exchange.work.dispatch_epoch)) + 1;
@@ -314,17 +315,19 @@ unsafe fn announce(block: &Block) {
 
         let row = shape.count_words();
         let own = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
-        for at in thread::strided(ranks * row) {
-            let (peer, word) = (at / row, at % row);
-            let value = if word < ranks {
-                shared::load_u32(totals + 4 * word)
-            } else if word == ranks {
-                invalid as u32
-            } else {
-                let expert = peer * shape.experts_per_rank() + word - ranks - 1;
-                if expert < shape.experts { shared::load_u32(experts + 4 * expert) } else { 0 }
-            };
-            mem::store_u32(exchange.peer(peer).offset(own).word(word), value);
+        for peer in 0..ranks {
+            let to = exchange.peer(peer).offset(own);
+            for word in thread::strided(row) {
+                let value = if word < ranks {
+                    shared::load_u32(totals + 4 * word)
+                } else if word == ranks {
+                    invalid as u32
+                } else {
+                    let expert = peer * shape.experts_per_rank() + word - ranks - 1;
+                    if expert < shape.experts { shared::load_u32(experts + 4 * expert) } else { 0 }
+                };
+                mem::store_u32(to.word(word), value);
+            }
         }
         // Orders the block's stores before the flags.
         block::barrier();

@@ -121,7 +121,7 @@ pub unsafe fn bulk(args: &CombineArgs) {
     let base = shared::base();
     let buffer = |stage: u32| base + layout.stages + (thread::warp_index() * stages + stage) * stage_bytes;
     let barrier = |stage: u32| base + layout.barriers + 8 * (thread::warp_index() * stages + stage);
-    let pieces = shape.output_bytes().div_ceil(piece_bytes);
+    let pieces = shape.output_bytes().div_ceil(piece_bytes.max(1));
     let bytes_of = |piece: u32| (shape.output_bytes() - piece * piece_bytes).min(piece_bytes);
 
     if thread::lane() == 0 {

@@ -122,7 +122,7 @@ pub unsafe fn bulk(block: &Block) {
     let args = block.args;
     let row_bytes = args.exchange.shape.row_bytes;
     let (stages, stage_bytes) = (args.stages, args.stage_bytes);
-    let pieces = row_bytes.div_ceil(stage_bytes);
+    let pieces = row_bytes.div_ceil(stage_bytes.max(1));
     let piece_bytes = |piece: u32| (row_bytes - piece * stage_bytes).min(stage_bytes);
     let buffer = |stage: u32| block.shared.stages + (thread::warp_index() * stages + stage) * stage_bytes;
     let barrier = |stage: u32| block.shared.barriers + 8 * (thread::warp_index() * stages + stage);

@@ -1,0 +1,326 @@
+//! The command, run as a user runs it, on the emulator.
+#![cfg(feature = "cli")]
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn tokenrail(args: &str) -> Output {
+    let args = args.split_whitespace();
+    Command::new(env!("CARGO_BIN_EXE_tokenrail")).args(args).output().expect("the command starts")
+}
+
+/// A small run with these settings besides.
+fn run(args: &str) -> Output {
+    tokenrail(&format!("run --ranks 3 --tokens 6 --hidden 64 --experts 16 --topk 3 {args}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn passes(output: &Output) -> String {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+    assert!(out.contains("equals the CPU reference, bit for bit"), "{out}{err}");
+    out
+}
+
+/// The run ends with status `code`, says all of `words` on standard error, and claims no success.
+fn fails(output: &Output, code: i32, words: &[&str]) {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}{err}");
+    assert!(!out.contains("ok:") && !err.contains("panicked"), "{out}{err}");
+    for word in words {
+        assert!(err.contains(word), "{word:?} is not in: {err}");
+    }
+}
+
+/// An empty folder of the test's own.
+fn folder(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{test}"));
+    if folder.exists() {
+        fs::remove_dir_all(&folder).expect("an earlier run's folder can go");
+    }
+    fs::create_dir_all(&folder).expect("a folder can be made");
+    folder
+}
+
+#[test]
+fn every_kind_of_run_passes() {
+    for args in [
+        "",
+        "--element fp8",
+        "--gate softmax",
+        "--uneven",
+        "--plain",
+        "--mask-one-in 3",
+        "--tokens 0",
+        "--ranks 1 --sms 1",
+        "--gate softmax --ranks 5 --experts 7 --topk 7 --hidden 24 --uneven --seed 3",
+        "--element fp8 --plain --uneven --mask-one-in 2 --gate softmax --hidden 144",
+    ] {
+        passes(&run(args));
+    }
+}
+
+#[test]
+fn report_tells_settings_traffic_and_load() {
+    let out = passes(&run("--tokens 2 --iterations 1"));
+    for words in [
+        "2 a rank, of 64 bf16 (128 bytes)",
+        "deepseek-v3 experts=16",
+        "from \\ to",
+        "tokens per expert",
+        "virtual",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in: {out}");
+    }
+    let quiet = run("--quiet");
+    assert_eq!(passes(&quiet).lines().count(), 1);
+    assert!(quiet.stderr.is_empty());
+}
+
+#[test]
+fn a_seed_decides() {
+    let traffic = |seed| {
+        let out = passes(&run(&format!("--tokens 40 --seed {seed}")));
+        let from = out.find("tokens dispatched").expect("the traffic is printed");
+        out[from..out.find("took").expect("the time is printed")].to_owned()
+    };
+    assert_eq!(traffic(1), traffic(1));
+    assert_ne!(traffic(1), traffic(2));
+}
+
+#[test]
+fn dump_has_the_shapes_that_others_expect() {
+    let folder = folder("dump");
+    passes(&run(&format!("--ranks 4 --dump {}", folder.display())));
+    // A smaller group's dump leaves nothing of the larger's.
+    passes(&run(&format!("--element fp8 --hidden 144 --uneven --dump {}", folder.display())));
+    let mut names: Vec<_> = fs::read_dir(&folder)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("an entry can be read").file_name().into_string().expect("names are text"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["rank0.safetensors", "rank1.safetensors", "rank2.safetensors"]);
+
+    let mut rows_sent_to_each = vec![0; 3];
+    for (rank, name) in names.iter().enumerate() {
+        let bytes = fs::read(folder.join(name)).expect("the file can be read");
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+        let metadata = metadata.metadata().clone().expect("metadata");
+        for (key, value) in [
+            ("format", "tokenrail-dump-1"),
+            ("rank", &rank.to_string()),
+            ("ranks", "3"),
+            ("experts", "16"),
+            ("topk", "3"),
+            ("hidden", "144"),
+            ("element", "fp8_e4m3"),
+            ("gate", "deepseek-v3 experts=16 groups=8 top_groups=4 topk=3 scale=2.5"),
+        ] {
+            assert_eq!(metadata[key], value, "{key}");
+        }
+        assert!(metadata["expert_function"].starts_with("expert e maps x to"));
+
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tokens = 3 * rank;
+        let counts = file.tensor("recv_tokens_per_source").expect("counts");
+        let counts: Vec<usize> =
+            counts.data().as_chunks().0.iter().map(|&count| i32::from_le_bytes(count) as usize).collect();
+        let rows: usize = counts.iter().sum();
+        counts.iter().zip(&mut rows_sent_to_each).for_each(|(count, sum)| *sum += count);
+        // Ranks own 6 experts each, the last what is left.
+        let experts = [6, 6, 4][rank];
+        for (name, dtype, shape) in [
+            ("x", Dtype::F8_E4M3, vec![tokens, 144]),
+            ("x_scales", Dtype::F32, vec![tokens, 2]),
+            ("topk_idx", Dtype::I32, vec![tokens, 3]),
+            ("topk_weights", Dtype::F32, vec![tokens, 3]),
+            ("recv_x", Dtype::F8_E4M3, vec![rows, 144]),
+            ("recv_scales", Dtype::F32, vec![rows, 2]),
+            ("recv_topk_idx", Dtype::I32, vec![rows, 3]),
+            ("recv_topk_weights", Dtype::F32, vec![rows, 3]),
+            ("recv_source_rank", Dtype::I32, vec![rows]),
+            ("recv_source_token", Dtype::I32, vec![rows]),
+            ("recv_tokens_per_source", Dtype::I32, vec![3]),
+            ("recv_tokens_per_expert", Dtype::I32, vec![experts]),
+            ("expert_out", Dtype::BF16, vec![rows, 144]),
+            ("combined", Dtype::BF16, vec![tokens, 144]),
+        ] {
+            let tensor = file.tensor(name).expect(name);
+            assert_eq!((tensor.dtype(), tensor.shape()), (dtype, shape.as_slice()), "{name} of rank {rank}");
+        }
+        assert_eq!(file.len(), 14);
+    }
+    // Ranks have 0, 3 and 6 tokens, each of which goes to 1 to 3 ranks.
+    assert_eq!(rows_sent_to_each[0], 0);
+    assert!((3..=9).contains(&rows_sent_to_each[1]) && (6..=18).contains(&rows_sent_to_each[2]));
+}
+
+#[test]
+fn dump_replaces_nobody_elses_file() {
+    let folder = folder("foreign");
+    let theirs = folder.join("rank0.safetensors");
+    fs::write(&theirs, "not ours").expect("the file can be written");
+    fails(&run(&format!("--dump {}", folder.display())), 1, &["--dump", "rank0.safetensors", "earlier dump"]);
+    assert_eq!(fs::read(&theirs).expect("still there"), b"not ours");
+}
+
+/// A tensor for an input file.
+struct Tensor(&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+/// 5 tokens of 16 channels with 2 experts each.
+fn tensors() -> [Tensor; 3] {
+    let f32s = |count: usize| (0..count).flat_map(|at| (at as f32 * 0.25 - 3.0).to_le_bytes()).collect();
+    let ids = [0i64, 3, 1, 2, -1, 0, 3, 2, -1, -1].iter().flat_map(|id| id.to_le_bytes()).collect();
+    [
+        Tensor("x", Dtype::F32, vec![5, 16], f32s(80)),
+        Tensor("topk_idx", Dtype::I64, vec![5, 2], ids),
+        Tensor("topk_weights", Dtype::F32, vec![5, 2], f32s(10)),
+    ]
+}
+
+fn write(path: &Path, tensors: &[Tensor]) {
+    let views = tensors.iter().map(|Tensor(name, dtype, shape, bytes)| {
+        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes agree"))
+    });
+    fs::write(path, safetensors::serialize(views, None).expect("tensors can be written"))
+        .expect("a file can be written");
+}
+
+fn run_input(path: &Path) -> Output {
+    tokenrail(&format!("run --ranks 2 --experts 4 --input {}", path.display()))
+}
+
+#[test]
+fn input_of_a_real_model() {
+    let path = folder("input").join("routing.safetensors");
+    write(&path, &tensors());
+    let out = passes(&run_input(&path));
+    // Blocks of 3 tokens: the second rank has what is left. Experts 0 and 1 are on rank 0.
+    for words in [
+        "note: x is F32 in the file; converted to bf16",
+        "[3, 2], of 16 bf16",
+        "rank 0          3       2    5",
+        "rank 1          0       1    1",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in: {out}");
+    }
+    passes(&tokenrail(&format!("run --ranks 7 --experts 4 --element fp8 --input {}", path.display())));
+
+    let as_bf16 =
+        |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().flat_map(|value| [value[2], value[3]]).collect();
+    let [x, topk_idx, topk_weights] = tensors();
+    let x = Tensor("x", Dtype::BF16, x.2, as_bf16(&x.3));
+    let topk_weights = Tensor("topk_weights", Dtype::BF16, topk_weights.2, as_bf16(&topk_weights.3));
+    write(&path, &[x, topk_idx, topk_weights]);
+    let out = passes(&run_input(&path));
+    assert!(out.contains("note: topk_weights is BF16") && !out.contains("note: x"), "{out}");
+}
+
+#[test]
+fn input_that_is_none() {
+    let folder = folder("bad-input");
+    let path = folder.join("routing.safetensors");
+    let with = |change: &dyn Fn(&mut [Tensor; 3])| {
+        let mut tensors = tensors();
+        change(&mut tensors);
+        write(&path, &tensors);
+        run_input(&path)
+    };
+
+    fails(&run_input(&folder.join("missing")), 1, &["missing", "No such file"]);
+    fails(
+        &with(&|tensors| tensors[1].0 = "topk"),
+        1,
+        &["topk_idx is missing", "\"topk\", \"topk_weights\", \"x\""],
+    );
+    fails(
+        &with(&|tensors| tensors[0].1 = Dtype::I32),
+        1,
+        &["tensor x", "type is I32", "expected BF16, F16, F32"],
+    );
+    fails(
+        &with(&|tensors| tensors[2].1 = Dtype::I32),
+        1,
+        &["topk_weights", "type is I32", "expected F32, BF16"],
+    );
+    fails(
+        &with(&|tensors| tensors[1].2 = vec![10, 1]),
+        1,
+        &["topk_idx", "shape is [10, 1]", "expected [5, topk]"],
+    );
+    fails(
+        &with(&|tensors| tensors[2].2 = vec![1, 5, 2]),
+        1,
+        &["topk_weights", "[1, 5, 2]", "[tokens, width]"],
+    );
+    fails(&with(&|tensors| tensors[0].2 = vec![20, 4]), 1, &["shape is [5, 2]", "expected [20, topk]"]);
+    let out_of_range = with(&|tensors| tensors[1].3[8] = 4);
+    fails(&out_of_range, 1, &["topk_idx[0, 1] = 4", "an expert id is −1 or below 4"]);
+    let far_out_of_range = with(&|tensors| tensors[1].3[15] = 0x80);
+    fails(&far_out_of_range, 1, &["topk_idx[0, 1] = -2147483648"]);
+
+    write(&path, &tensors());
+    let whole = fs::read(&path).expect("just written");
+    for length in [whole.len() - 1, 100, 7, 0] {
+        fs::write(&path, &whole[..length]).expect("the file can be written");
+        fails(&run_input(&path), 1, &["routing.safetensors", "not a whole safetensors file"]);
+    }
+}
+
+#[test]
+fn bad_settings_name_field_value_and_limit() {
+    for (args, words) in [
+        ("--hidden 20", ["hidden = 20", "40 bytes", "multiple of 16"]),
+        ("--hidden 24 --element fp8", ["hidden = 24", "24 bytes", "multiple of 16"]),
+        ("--topk 17", ["topk = 17", "at most", "experts = 16"]),
+        ("--topk 0", ["topk = 0", "1", "32"]),
+        ("--experts 12", ["experts = 12", "multiple of", "groups = 8"]),
+        ("--receive-rows 2", ["would receive", "receive_rows = 2", "nothing was sent"]),
+        ("--receive-rows 19", ["receive_rows = 19", "ranks · tokens", "18"]),
+        ("--ranks 0", ["ranks = 0", "1", "1024"]),
+        ("--sms 1000", ["sms = 1000", "132", "rank 0, 1, 2"]),
+        ("--timeout 0s", ["timeout = 0", "above 0", "a day"]),
+        ("--tokens 400000000", ["tokens = 400000000", "must be", "below"]),
+        ("--devices 1", ["devices = 1", "emulator", "--backend cuda"]),
+        ("--lane llvm", ["lane = llvm", "emulator", "--backend cuda"]),
+    ] {
+        fails(&run(args), 1, &words);
+    }
+}
+
+#[test]
+fn usage_errors_end_with_status_2() {
+    fails(&run("--timeout 5h"), 2, &["--timeout", "5h", "ms, s or m"]);
+    fails(&run("--element f64"), 2, &["--element", "f64", "bf16, fp8"]);
+    fails(&tokenrail("run --input file --tokens 3"), 2, &["--input", "--tokens"]);
+    fails(&tokenrail(""), 2, &["Usage"]);
+}
+
+#[test]
+fn without_gpus_their_backend_says_so() {
+    if tokenrail::Backend::cuda_devices().is_ok() {
+        println!("skipped: there are GPUs here");
+        return;
+    }
+    fails(&run("--backend cuda"), 1, &["not available"]);
+    if cfg!(not(feature = "cuda")) {
+        fails(&run("--backend cuda"), 1, &["build with `--features cuda`"]);
+    }
+}
+
+#[test]
+fn info_tells_what_there_is() {
+    let output = tokenrail("info");
+    let out = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{out}");
+    assert!(
+        out.contains(env!("CARGO_PKG_VERSION")) && out.contains("emulator") && out.contains("GPU"),
+        "{out}"
+    );
+}

@@ -1,0 +1,258 @@
+//! What goes wrong, and what the user is told.
+
+use half::bf16;
+use std::time::Duration;
+use tokenrail::gpu::EmulatorOptions;
+use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, Stream};
+
+/// Runs every rank on a thread of its own; gives what each returned, in rank order.
+fn on_ranks<T: Send>(members: Vec<Member>, rank: impl Fn(Member) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = members.into_iter().map(|member| scope.spawn(|| rank(member))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+    })
+}
+
+fn group(ranks: u32) -> Vec<Member> {
+    Group::in_process(ranks, &Backend::emulator(1)).expect("the emulator is always there")
+}
+
+/// Dispatches rows of ones with these ids and weights of one, and combines what comes.
+fn exchange_once(exchange: &mut Exchange, stream: &Stream, topk_idx: &[i32]) -> Result<Vec<bf16>, Error> {
+    let gpu = exchange.gpu().clone();
+    let hidden = exchange.config().hidden as usize;
+    let tokens = topk_idx.len() / exchange.config().topk as usize;
+    let x = gpu.upload(&vec![bf16::ONE; tokens * hidden])?;
+    let ids = gpu.upload(topk_idx)?;
+    let weights = gpu.upload(&vec![1f32; topk_idx.len()])?;
+    let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &weights, tokens: tokens as u32 };
+    let received = exchange.dispatch(stream, &input)?;
+    let counts = exchange.counts(stream, &received)?;
+    gpu.copy(stream, received.x(), received.outputs(), counts.rows as usize * hidden * 2)?;
+    let combined = gpu.alloc(tokens * hidden * 2)?;
+    exchange.combine(stream, &received, &combined)?;
+    exchange.finish(stream)?;
+    gpu.download(stream, combined.view(), tokens * hidden)
+}
+
+fn text<T>(result: Result<T, Error>) -> String {
+    result.err().expect("an error").to_string()
+}
+
+#[test]
+fn settings_that_are_not_possible() {
+    let refusal = |config: Config, ranks| text(config.shape(ranks));
+    assert_eq!(
+        refusal(Config::new(8, 2, 12, 4), 2),
+        "hidden = 12: a row of Bf16 is 24 bytes, and must be a multiple of 16"
+    );
+    let fp8 = Config { element: tokenrail::Element::Fp8E4m3, ..Config::new(8, 2, 24, 4) };
+    assert_eq!(refusal(fp8, 2), "hidden = 24: a row of Fp8E4m3 is 24 bytes, and must be a multiple of 16");
+    assert_eq!(refusal(Config::new(4, 5, 64, 4), 2), "topk = 5: must be at most experts = 4");
+    assert_eq!(refusal(Config::new(64, 33, 64, 4), 2), "topk = 33: must be 1 to 32");
+    assert_eq!(refusal(Config::new(0, 1, 64, 4), 2), "experts = 0: must be 1 to 16384");
+    assert_eq!(refusal(Config::new(8, 2, 64, 4), 0), "ranks = 0: must be 1 to 1024");
+    let many = Config { receive_rows: Some(9), ..Config::new(8, 2, 64, 4) };
+    assert_eq!(refusal(many, 2), "receive_rows = 9: ranks · tokens = 8 is the most there can be");
+    let hasty = Config { timeout: Duration::ZERO, ..Config::new(8, 2, 64, 4) };
+    assert_eq!(refusal(hasty, 2), "timeout = 0ns: must be above 0 and at most a day");
+    let large = Config::new(8, 8, 64, u32::MAX / 8);
+    assert!(refusal(large, 4).starts_with("tokens = 536870911: ranks · tokens · 8"));
+    assert!(text(Group::in_process(0, &Backend::emulator(1)).map(drop)).starts_with("ranks = 0"));
+}
+
+#[test]
+fn more_sms_than_there_are() {
+    let config = Config { sms: Some(1000), ..Config::new(8, 2, 64, 4) };
+    let errors = on_ranks(group(2), |member| text(Exchange::new(member, &config)));
+    assert_eq!(errors, ["sms = 1000: emulated GPU has 132 for 1 ranks"; 2]);
+}
+
+#[test]
+fn ranks_that_disagree() {
+    let errors = on_ranks(group(2), |member| {
+        let hidden = if member.rank() == 0 { 64 } else { 128 };
+        text(Exchange::new(member, &Config::new(8, 2, hidden, 4)))
+    });
+    assert_eq!(errors[0], "ranks disagree on hidden: rank 1 has 128, rank 0 has 64");
+    assert_eq!(errors[1], "ranks disagree on hidden: rank 0 has 64, rank 1 has 128");
+}
+
+#[test]
+fn an_impossible_setting_does_not_keep_the_others_waiting() {
+    let errors = on_ranks(group(2), |member| {
+        let topk = if member.rank() == 0 { 2 } else { 9 };
+        text(Exchange::new(member, &Config::new(8, topk, 64, 4)))
+    });
+    assert_eq!(errors[0], "ranks disagree on topk: rank 1 has 9, rank 0 has 2");
+    assert_eq!(errors[1], "topk = 9: must be at most experts = 8");
+}
+
+#[test]
+fn expert_ids_out_of_range_send_nothing_and_the_exchange_goes_on() {
+    for id in [8, i32::MAX, -2, i32::MIN] {
+        let results = on_ranks(group(2), |member| {
+            let rank = member.rank();
+            let mut exchange = Exchange::new(member, &Config::new(8, 2, 64, 4)).expect("good settings");
+            let stream = exchange.gpu().stream().expect("a stream");
+            let ids = if rank == 0 { [0, 1, 7, id] } else { [0, 1, 2, 3] };
+            let first = text(exchange_once(&mut exchange, &stream, &ids));
+            let second = exchange_once(&mut exchange, &stream, &[0, 7, 4, -1]).expect("a good call after a bad one");
+            // Token 0 went to both ranks, token 1 to one.
+            assert_eq!((second[0].to_f32(), second[64].to_f32()), (2.0, 1.0));
+            first
+        });
+        assert_eq!(
+            results[0],
+            format!("topk_idx[1, 1] = {id}: an expert id is −1 or below 8; nothing was sent")
+        );
+        assert_eq!(results[1], "rank 0 announced an invalid input; nothing was sent");
+    }
+}
+
+#[test]
+fn too_many_rows_for_a_rank_send_nothing_and_the_exchange_goes_on() {
+    let config = Config { receive_rows: Some(3), ..Config::new(2, 1, 64, 4) };
+    let results = on_ranks(group(2), |member| {
+        let mut exchange = Exchange::new(member, &config).expect("good settings");
+        let stream = exchange.gpu().stream().expect("a stream");
+        // Two tokens of each rank to rank 0, whose room is for three.
+        let first = text(exchange_once(&mut exchange, &stream, &[0, 0, 1]));
+        exchange_once(&mut exchange, &stream, &[0, 1]).expect("a good call after a bad one");
+        first
+    });
+    assert_eq!(results, ["rank 0 would receive 4 rows, but receive_rows = 3; nothing was sent"; 2]);
+}
+
+#[test]
+fn a_rank_that_does_not_come() {
+    let results = on_ranks(group(3), |member| {
+        let rank = member.rank();
+        let mut exchange = Exchange::new(member, &Config::new(6, 2, 64, 4)).expect("good settings");
+        if rank == 1 {
+            return String::new();
+        }
+        let stream = exchange.gpu().stream().expect("a stream");
+        let late = text(exchange_once(&mut exchange, &stream, &[0, 5]));
+        assert_eq!(
+            text(exchange_once(&mut exchange, &stream, &[0, 5])),
+            "this exchange failed earlier and cannot go on: make a new group"
+        );
+        late
+    });
+    let late = "rank 1 is late: counts of a dispatch of epoch 1, flag expected at 1, seen at 0";
+    assert_eq!(results, [late, "", late]);
+}
+
+#[test]
+fn a_rank_that_leaves_before_combine() {
+    let results = on_ranks(group(2), |member| {
+        let rank = member.rank();
+        let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let upload = |ids: &[i32]| gpu.upload(ids).expect("memory");
+        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), upload(&[0, 3]));
+        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        let received = exchange.dispatch(&stream, &input).expect("queued");
+        exchange.finish(&stream).expect("both ranks dispatch");
+        if rank == 1 {
+            return String::new();
+        }
+        let combined = gpu.alloc(128).expect("memory");
+        exchange.combine(&stream, &received, &combined).expect("queued");
+        text(exchange.finish(&stream))
+    });
+    assert_eq!(results[0], "rank 1 is late: outputs for a combine of epoch 1, flag expected at 1, seen at 0");
+}
+
+#[test]
+fn a_view_whose_buffers_were_reused() {
+    on_ranks(group(1), |member| {
+        let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
+        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        let old = exchange.dispatch(&stream, &input).expect("queued");
+        exchange.dispatch(&stream, &input).expect("queued");
+        let stale = "received view of dispatch 1: its buffers now belong to dispatch 2";
+        let combined = gpu.alloc(128).expect("memory");
+        assert_eq!(text(exchange.combine(&stream, &old, &combined)), stale);
+        assert_eq!(text(exchange.counts(&stream, &old)), stale);
+        exchange.finish(&stream).expect("both dispatches were fine");
+    });
+}
+
+#[test]
+fn arguments_that_are_too_short() {
+    on_ranks(group(1), |member| {
+        let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
+        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        let mut refused = |input: &Input| text(exchange.dispatch(&stream, input));
+        assert_eq!(refused(&Input { tokens: 5, ..input }), "tokens: 5, but the config allows 4");
+        assert_eq!(refused(&Input { tokens: 2, ..input }), "x: 128 bytes, but 256 bytes are needed");
+        assert_eq!(refused(&Input { x: &ids, ..input }), "x: 8 bytes, but 128 bytes are needed");
+        let received = exchange.dispatch(&stream, &input).expect("queued");
+        let out = "out: 8 bytes, but 128 bytes are needed";
+        assert_eq!(text(exchange.combine(&stream, &received, &ids)), out);
+        exchange.finish(&stream).expect("the one dispatch was fine");
+    });
+}
+
+#[test]
+fn scales_must_come_with_fp8() {
+    on_ranks(group(1), |member| {
+        let config = Config { element: tokenrail::Element::Fp8E4m3, ..Config::new(4, 2, 128, 4) };
+        let mut exchange = Exchange::new(member, &config).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
+        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        assert_eq!(text(exchange.dispatch(&stream, &input)), "x_scales: 0 bytes, but 4 bytes are needed");
+    });
+}
+
+#[test]
+fn gpus_that_cannot_reach_each_other() {
+    let options = EmulatorOptions { no_peer_access: vec![(0, 1)], ..EmulatorOptions::default() };
+    let refused = Group::in_process(2, &Backend::Emulator(options)).map(drop);
+    assert_eq!(
+        text(refused),
+        "GPU 0 cannot access the memory of GPU 1: no NVLink and no peer access over PCIe between them"
+    );
+}
+
+#[test]
+fn more_memory_than_there_is() {
+    let options = EmulatorOptions { memory_bytes: 1 << 20, ..EmulatorOptions::default() };
+    let members = Group::in_process(2, &Backend::Emulator(options)).expect("the emulator is always there");
+    let config = Config { timeout: Duration::from_millis(200), ..Config::new(8, 2, 8192, 64) };
+    let errors = on_ranks(members, |member| text(Exchange::new(member, &config)));
+    let bytes = tokenrail::bytes_for(&config, 2).expect("good settings");
+    assert!(errors[0].starts_with(&format!("allocating emulated memory failed: {bytes} bytes:")), "{}", errors[0]);
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_backend_that_was_not_built() {
+    let expected = "the CUDA backend is not available: this build is without it; build with `--features cuda`";
+    assert_eq!(text(Group::in_process(2, &Backend::cuda()).map(drop)), expected);
+    assert_eq!(text(Backend::cuda_devices()), expected);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_driver_that_is_not_there() {
+    match Backend::cuda_devices() {
+        Ok(devices) => println!("skipped: there is a driver, and it sees {} devices", devices.len()),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.starts_with("a CUDA GPU is not available: the driver does not start: "), "{error}");
+            assert_eq!(text(Group::in_process(2, &Backend::cuda()).map(drop)), error);
+        }
+    }
+}
