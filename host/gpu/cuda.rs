@@ -169,7 +169,7 @@ impl Card {
         CurrentContext::set_current(&context).map_err(refused("cuCtxSetCurrent"))?;
         let description = describe(ordinal, 1)?;
         let capability = description.capability;
-        let (image, code) = images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
+        let (_, code) = images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
             device: description.name,
             major: capability / 10,
             minor: capability % 10,

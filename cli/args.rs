@@ -1,0 +1,190 @@
+//! What `tokenrail run` can be told.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokenrail::gpu::CudaOptions;
+use tokenrail::oracle::Gate;
+use tokenrail::{Backend, Config, Element, Error};
+
+/// Settings of a run.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Ranks; each is a thread of this process
+    #[arg(long, default_value_t = 4)]
+    pub ranks: u32,
+    /// Tokens of each rank
+    #[arg(long, default_value_t = 64, conflicts_with = "input")]
+    pub tokens: u32,
+    /// Elements of a token
+    #[arg(long, default_value_t = 7168, conflicts_with = "input")]
+    pub hidden: u32,
+    /// Experts over all ranks
+    #[arg(long, default_value_t = 256)]
+    pub experts: u32,
+    /// Experts of a token
+    #[arg(long, default_value_t = 8, conflicts_with = "input")]
+    pub topk: u32,
+    /// How experts are chosen
+    #[arg(long, value_enum, default_value = "deepseek-v3", conflicts_with = "input")]
+    pub gate: GateName,
+    /// Take tokens and routing from a safetensors file: x, topk_idx, topk_weights
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// What tokens are dispatched as
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub element: ElementName,
+    /// Give ranks different numbers of tokens, from none on the first to all on the last
+    #[arg(long, conflicts_with = "input")]
+    pub uneven: bool,
+    /// Empty one expert slot in N, at random; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub mask_one_in: u64,
+    /// What hidden states, gate weights and the emulator's interleavings are drawn from
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// What ranks run on
+    #[arg(long, value_enum, default_value = "emulator")]
+    pub backend: BackendName,
+    /// GPUs to spread the ranks over, by the driver's numbers [default: all]
+    #[arg(long, value_delimiter = ',')]
+    pub devices: Vec<usize>,
+    /// Compiler lane whose kernels are loaded [default: the build's]
+    #[arg(long, value_parser = ["nvvm", "llvm"])]
+    pub lane: Option<String>,
+    /// Streaming multiprocessors that a kernel occupies [default: 24 on a GPU, 2 on the emulator]
+    #[arg(long)]
+    pub sms: Option<u32>,
+    /// Move rows by plain loads and stores, without bulk copies
+    #[arg(long)]
+    pub plain: bool,
+    /// Most rows that a rank can receive [default: ranks * tokens]
+    #[arg(long, value_name = "N")]
+    pub receive_rows: Option<u32>,
+    /// How long to wait for a peer, such as 10s or 500ms
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+
+    /// Timed repetitions [default: 20 on GPUs, 0 on the emulator]
+    #[arg(long, value_name = "N")]
+    pub iterations: Option<u32>,
+    /// Repetitions before the timed ones
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub warmup: u32,
+
+    /// Write everything sent, received and combined to DIR, as one safetensors file a rank
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Print the verdict and errors only
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Ways to choose experts.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum GateName {
+    /// Sigmoid scores with bias, 4 of 8 groups by their two best, weights that sum to 2.5
+    #[value(name = "deepseek-v3")]
+    DeepSeekV3,
+    /// The best of softmax scores, weights that sum to 1
+    Softmax,
+}
+
+/// Element types.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ElementName {
+    /// 2 bytes
+    Bf16,
+    /// e4m3 with one f32 scale per 128 channels
+    Fp8,
+}
+
+/// Backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The kernels on the CPU
+    Emulator,
+    /// NVIDIA GPUs
+    Cuda,
+}
+
+impl RunArgs {
+    /// The backend.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a setting of GPUs without GPUs.
+    pub fn backend(&self) -> Result<Backend, Error> {
+        let only_cuda = |field, value: String| Error::Config {
+            field,
+            value,
+            limit: "the emulator has no such setting; it goes with --backend cuda".into(),
+        };
+        match (self.backend, self.devices.first(), &self.lane) {
+            (BackendName::Cuda, ..) => {
+                Ok(Backend::Cuda(CudaOptions { devices: self.devices.clone(), lane: self.lane.clone() }))
+            }
+            (BackendName::Emulator, Some(device), _) => Err(only_cuda("devices", device.to_string())),
+            (BackendName::Emulator, None, Some(lane)) => Err(only_cuda("lane", lane.clone())),
+            (BackendName::Emulator, None, None) => Ok(Backend::emulator(self.seed)),
+        }
+    }
+
+    /// The gate that was asked for, not yet checked.
+    pub fn gate(&self) -> Gate {
+        let (experts, topk) = (self.experts as usize, self.topk as usize);
+        match self.gate {
+            GateName::DeepSeekV3 => Gate::DeepSeekV3 { experts, groups: 8, top_groups: 4, topk, scale: 2.5 },
+            GateName::Softmax => Gate::Softmax { experts, topk },
+        }
+    }
+
+    /// The settings of the exchange for tokens of this size.
+    pub fn config(&self, topk: u32, hidden: u32, tokens: u32) -> Config {
+        Config {
+            element: match self.element {
+                ElementName::Bf16 => Element::Bf16,
+                ElementName::Fp8 => Element::Fp8E4m3,
+            },
+            receive_rows: self.receive_rows,
+            sms: self.sms,
+            timeout: self.timeout,
+            bulk_copy: self.plain.then_some(false),
+            ..Config::new(self.experts, topk, hidden, tokens)
+        }
+    }
+
+    /// Timed repetitions. The emulator's virtual times are of little use.
+    pub fn iterations(&self) -> u32 {
+        self.iterations.unwrap_or(if self.backend == BackendName::Cuda { 20 } else { 0 })
+    }
+}
+
+/// A number of seconds, or one with the unit ms, s or m.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(char::is_alphabetic).unwrap_or(text.len()));
+    let seconds = match unit {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(format!("unit {unit:?}: must be ms, s or m")),
+    };
+    let number: f64 =
+        number.trim().parse().map_err(|_| "must be a number and a unit, such as 10s or 500ms")?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "10h", "-1s", "1e300s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Comparison of what a rank has with what it must have, bit for bit.
+
+use half::bf16;
+use std::fmt;
+use tokenrail::Element;
+
+/// The first place where a tensor is not what it must be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    rank: usize,
+    tensor: &'static str,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum What {
+    Length { found: usize, expected: usize },
+    Element { row: usize, column: usize, found: String, expected: String, differing: usize, elements: usize },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "rank {}: {} ", self.rank, self.tensor)?;
+        match &self.what {
+            What::Length { found, expected } => write!(f, "has {found} elements, expected {expected}"),
+            What::Element { row, column, found, expected, differing, elements } => write!(
+                f,
+                "differs at row {row}, column {column}: {found}, expected {expected}; {differing} of {elements} \
+                 elements differ"
+            ),
+        }
+    }
+}
+
+/// An element of a tensor.
+pub trait Value: Copy {
+    /// Its bits: equal ones make equal values, also for NaN and zeros.
+    fn bits(self) -> u32;
+    /// For people.
+    fn show(self) -> String;
+}
+
+macro_rules! integers {
+    ($($ty:ty)*) => {$(
+        impl Value for $ty {
+            fn bits(self) -> u32 { self as u32 }
+            fn show(self) -> String { self.to_string() }
+        }
+    )*};
+}
+integers! { u32 i32 }
+
+/// An e4m3 code, or a truth value.
+impl Value for u8 {
+    fn bits(self) -> u32 {
+        self.into()
+    }
+    fn show(self) -> String {
+        format!("{self:#04x}")
+    }
+}
+
+impl Value for f32 {
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+    fn show(self) -> String {
+        format!("{self} ({:#010x})", self.to_bits())
+    }
+}
+
+impl Value for bf16 {
+    fn bits(self) -> u32 {
+        self.to_bits().into()
+    }
+    fn show(self) -> String {
+        format!("{self} ({:#06x})", self.to_bits())
+    }
+}
+
+/// Compares the tensors of one rank.
+pub struct Comparison {
+    rank: usize,
+    /// One for each tensor that differs.
+    pub differences: Vec<Difference>,
+}
+
+impl Comparison {
+    /// Nothing compared yet.
+    pub fn new(rank: usize) -> Self {
+        Self { rank, differences: Vec::new() }
+    }
+
+    /// Compares a tensor whose rows have `width` elements.
+    pub fn tensor<T: Value>(&mut self, tensor: &'static str, width: usize, found: &[T], expected: &[T]) {
+        let differs = |index: &usize| found[*index].bits() != expected[*index].bits();
+        let what = if found.len() != expected.len() {
+            What::Length { found: found.len(), expected: expected.len() }
+        } else if let Some(first) = (0..found.len()).find(differs) {
+            What::Element {
+                row: first / width,
+                column: first % width,
+                found: found[first].show(),
+                expected: expected[first].show(),
+                differing: (first..found.len()).filter(differs).count(),
+                elements: found.len(),
+            }
+        } else {
+            return;
+        };
+        self.differences.push(Difference { rank: self.rank, tensor, what });
+    }
+
+    /// Compares rows of dispatched elements, which are held as bytes.
+    pub fn rows(
+        &mut self,
+        tensor: &'static str,
+        element: Element,
+        hidden: usize,
+        found: &[u8],
+        expected: &[u8],
+    ) {
+        match element {
+            Element::Fp8E4m3 => self.tensor(tensor, hidden, found, expected),
+            // Equal rows, the rule, are not worth converting.
+            Element::Bf16 if found == expected => (),
+            Element::Bf16 => self.tensor(tensor, hidden, &bf16s(found), &bf16s(expected)),
+        }
+    }
+}
+
+fn bf16s(bytes: &[u8]) -> Vec<bf16> {
+    bytes.as_chunks().0.iter().map(|&pair| bf16::from_le_bytes(pair)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(compare: impl FnOnce(&mut Comparison)) -> Vec<String> {
+        let mut comparison = Comparison::new(3);
+        compare(&mut comparison);
+        comparison.differences.iter().map(Difference::to_string).collect()
+    }
+
+    #[test]
+    fn first_difference_is_named() {
+        let said = says(|compare| compare.tensor("recv_topk_idx", 2, &[1, 2, 3, 9, 9], &[1, 2, 3, -1, 5]));
+        assert_eq!(
+            said,
+            ["rank 3: recv_topk_idx differs at row 1, column 1: 9, expected -1; 2 of 5 elements differ"]
+        );
+        let said = says(|compare| compare.rows("x", Element::Bf16, 2, &[0, 0, 0, 0x80], &[0, 0, 0, 0]));
+        assert_eq!(
+            said,
+            [
+                "rank 3: x differs at row 0, column 1: -0 (0x8000), expected 0 (0x0000); 1 of 2 elements differ"
+            ]
+        );
+        let said = says(|compare| compare.tensor("recv_source_rank", 1, &[1u32], &[1, 2]));
+        assert_eq!(said, ["rank 3: recv_source_rank has 1 elements, expected 2"]);
+    }
+
+    #[test]
+    fn bits_decide() {
+        assert!(says(|compare| compare.tensor("nan", 1, &[f32::NAN], &[f32::NAN])).is_empty());
+        assert_eq!(says(|compare| compare.tensor("zero", 1, &[0.0f32], &[-0.0])).len(), 1);
+    }
+}

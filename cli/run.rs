@@ -1,0 +1,127 @@
+//! `tokenrail run`: makes the problem, lets the ranks solve it, reports.
+
+use crate::args::RunArgs;
+use crate::dump::Dump;
+use crate::measure::{Repetitions, Times, copy_pieces};
+use crate::progress::Progress;
+use crate::rank::{self, Failure, Job, Outcome};
+use crate::reference::Reference;
+use crate::report;
+use crate::workload::{Workload, join};
+use std::error::Error;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokenrail::gpu::Description;
+use tokenrail::{Backend, Group, Member, bytes_for};
+
+/// What the ranks run on, and how often.
+pub struct Machine {
+    /// Emulator or GPUs.
+    pub backend: Backend,
+    /// Each rank's.
+    pub devices: Vec<Description>,
+    /// How often to measure.
+    pub repetitions: Repetitions,
+}
+
+/// Runs; true if everything is as it must be.
+///
+/// # Errors
+/// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
+pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
+    let backend = args.backend()?;
+    let members = Group::in_process(args.ranks, &backend)?;
+    let devices: Vec<Description> = members.iter().map(|member| member.gpu().description().clone()).collect();
+    let mut repetitions = Repetitions { warmup: args.warmup, timed: args.iterations(), copy_pieces: 0 };
+
+    let started = Instant::now();
+    let progress = Progress::new(args.quiet);
+    progress.part("drawing and routing tokens", 0);
+    let workload = Workload::new(args)?;
+    let dump = args.dump.as_deref().map(Dump::open).transpose()?;
+    if matches!(backend, Backend::Cuda(_)) && devices.iter().all(|device| device.bulk_copy) {
+        repetitions.copy_pieces = copy_pieces(bytes_for(&workload.config, args.ranks)?);
+    }
+    progress.part("computing the reference", 0);
+    let reference = Reference::new(&workload);
+    let prepared = started.elapsed();
+    let machine = Machine { backend, devices, repetitions };
+
+    progress.part("running the ranks", args.ranks * rank::steps(repetitions));
+    let job = Job { workload: &workload, reference: &reference, repetitions, progress: &progress };
+    let results = all_ranks(members, &job);
+    progress.end();
+    let ran = started.elapsed() - prepared;
+
+    if !args.quiet {
+        workload.notes.iter().for_each(|note| println!("note: {note}"));
+        println!("{}", report::configuration(&workload, &machine));
+        println!("{}", report::traffic(&workload, &reference));
+        println!("{}", report::load(&reference));
+    }
+    let Some(outcomes) = whole(&results) else {
+        print_failures(&results);
+        return Ok(false);
+    };
+    if !args.quiet {
+        let times: Vec<&Times> = outcomes.iter().filter_map(|outcome| outcome.times.as_ref()).collect();
+        if !times.is_empty() {
+            println!("{}", report::times(&workload, &reference, &machine, &times));
+        }
+        println!("{}", elapsed(prepared, ran));
+    }
+    if let Some(dump) = dump {
+        dump.write(&workload, &outcomes)?;
+    }
+    Ok(verdict(&outcomes))
+}
+
+/// Runs every rank in a thread of its own.
+fn all_ranks(members: Vec<Member>, job: &Job) -> Vec<Result<Outcome, Failure>> {
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            members.into_iter().map(|member| scope.spawn(move || rank::work(member, job))).collect();
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// What came out, if all ranks came to their end.
+fn whole(results: &[Result<Outcome, Failure>]) -> Option<Vec<&Outcome>> {
+    results.iter().map(|result| result.as_ref().ok()).collect()
+}
+
+/// Every error once, with the ranks that have it.
+fn print_failures(results: &[Result<Outcome, Failure>]) {
+    let mut messages: Vec<(String, Vec<usize>)> = Vec::new();
+    for (rank, result) in results.iter().enumerate() {
+        let Err(failure) = result else { continue };
+        let message = failure.to_string();
+        match messages.iter_mut().find(|(known, _)| *known == message) {
+            Some((_, ranks)) => ranks.push(rank),
+            None => messages.push((message, vec![rank])),
+        }
+    }
+    for (message, ranks) in messages {
+        let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+        eprintln!("error: rank {}: {message}", ranks.join(", "));
+    }
+}
+
+fn elapsed(prepared: Duration, ran: Duration) -> String {
+    let [prepared, ran] = [prepared, ran].map(|time| time.as_secs_f64());
+    format!("took {prepared:.2} s for tokens, routing and reference, {ran:.2} s for the ranks")
+}
+
+/// Prints what differs; true if nothing does.
+fn verdict(outcomes: &[&Outcome]) -> bool {
+    let differences: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.differences).collect();
+    if differences.is_empty() {
+        println!("ok: every output of {} ranks equals the CPU reference, bit for bit", outcomes.len());
+        return true;
+    }
+    for difference in &differences {
+        eprintln!("error: {difference}");
+    }
+    println!("FAILED: {} tensors differ from the CPU reference", differences.len());
+    false
+}
