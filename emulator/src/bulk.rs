@@ -28,6 +28,15 @@ impl Groups {
 
     pub fn commit(&mut self) {
         self.committed.push_back(std::mem::take(&mut self.open));
+        self.forget();
+    }
+
+    /// Drops the oldest groups that are complete.
+    fn forget(&mut self) {
+        while self.committed.front().is_some_and(|group| group.unwritten == 0) {
+            self.committed.pop_front();
+            self.first += 1;
+        }
     }
 
     fn group(&mut self, number: u64) -> &mut Group {
@@ -41,10 +50,7 @@ impl Groups {
 
     pub fn written(&mut self, number: u64) {
         self.group(number).unwritten -= 1;
-        while self.committed.front().is_some_and(|group| group.unwritten == 0) {
-            self.committed.pop_front();
-            self.first += 1;
-        }
+        self.forget();
     }
 
     /// Whether all but the latest `pending` committed groups are done, or read.

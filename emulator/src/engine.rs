@@ -1,82 +1,115 @@
 //! The engine thread: starts what the streams have queued, and runs it while the host threads are blocked.
 
-use crate::machine::Shared;
+use crate::Fault;
+use crate::machine::{Host, Shared};
 use crate::scheduler::{Ended, Scheduler, Step};
 use crate::stream::Operation;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::MutexGuard;
 
 /// Runs until the machine goes.
 pub fn run(shared: &Shared) {
-    let mut scheduler = Scheduler::new(shared);
+    let mut engine = Engine { shared, scheduler: Scheduler::new(shared) };
     let mut host = shared.lock();
+    host.run_by_this_thread();
     let mut stuck = false;
     while !host.shutdown {
         if !host.all_blocked() {
-            host = shared.park(host);
-            continue;
-        }
-        let started = start(&mut host, &mut scheduler);
-        if !started && scheduler.is_idle() {
-            host = shared.park(host);
-            continue;
-        }
-        // Nothing can move at this time, and nobody outside is about to change that: on to the next deadline.
-        let past = std::mem::take(&mut stuck) && !started;
-        drop(host);
-        let step = scheduler.run(past);
-        host = shared.lock();
-        host.now_ns = scheduler.now_ns();
-        stuck = matches!(step, Step::Stuck);
-        for Ended { device, stream, fault } in scheduler.take_ended() {
-            match fault {
-                Some(fault) => host.fail(fault),
-                None => {
-                    if let Some(state) = host.devices[device].streams.get_mut(&stream) {
-                        state.running = false;
-                        state.completed += 1;
-                    }
-                    host.tidy(device);
-                }
-            }
+            // What a thread waits for may have come by what a kernel wrote.
             shared.changed.notify_all();
+            host = shared.stand_still(host);
+            // The host may have written what threads wait for.
+            engine.scheduler.stored();
+            stuck = false;
+            continue;
         }
+        let started;
+        (host, started) = engine.start(host);
+        if started {
+            // What is not a kernel is done already.
+            shared.changed.notify_all();
+            engine.scheduler.stored();
+            stuck = false;
+            continue;
+        }
+        if engine.scheduler.is_idle() {
+            host = shared.park(host);
+            continue;
+        }
+        drop(host);
+        // If nothing could move at this time, and nobody outside is about to change that: on to the next deadline.
+        stuck = matches!(engine.scheduler.run(stuck), Step::Stuck);
+        host = engine.settle(shared.lock());
     }
+    // What is left may hold memory, which holds the machine's state: dropped here, without the lock.
+    let left = host.abandon();
     drop(host);
-    scheduler.abandon();
+    drop(left);
+    engine.scheduler.abandon();
 }
 
-/// Starts the operations at the heads of idle streams, in the order of devices and streams; true if any came.
-fn start(host: &mut crate::machine::Host, scheduler: &mut Scheduler) -> bool {
-    let now_ns = scheduler.now_ns();
-    let mut any = false;
-    let mut again = true;
-    // An event reached on one stream may free another.
-    while std::mem::take(&mut again) {
-        for device in 0..host.devices.len() {
-            for (&id, stream) in &mut host.devices[device].streams {
-                while !stream.running {
-                    match stream.queue.pop_front() {
-                        None => break,
-                        Some(Operation::Wait(event)) if event.time_ns().is_none() => {
-                            stream.queue.push_front(Operation::Wait(event));
-                            break;
-                        }
-                        Some(Operation::Launch(launch, kernel)) => {
-                            stream.running = true;
-                            scheduler.launch(device, id, launch, kernel);
-                            any = true;
-                            continue;
-                        }
-                        Some(Operation::Host(operation)) => operation(),
-                        Some(Operation::Record(event)) => event.reach(now_ns),
-                        Some(Operation::Wait(_)) => {}
-                    }
-                    stream.completed += 1;
-                    again = true;
-                    any = true;
+struct Engine<'m> {
+    shared: &'m Shared,
+    scheduler: Scheduler<'m>,
+}
+
+impl<'m> Engine<'m> {
+    /// Starts the operations at the heads of idle streams, in the order of devices and streams; true if any came.
+    /// They run without the lock, as they, or what they drop, may call the machine.
+    fn start(&mut self, mut host: MutexGuard<'m, Host>) -> (MutexGuard<'m, Host>, bool) {
+        let mut any = false;
+        while let Some((device, stream, operation)) = host.next_operation() {
+            any = true;
+            drop(host);
+            let fault = match operation {
+                Operation::Launch(launch, kernel) => {
+                    self.scheduler.launch(device, stream, launch, kernel);
+                    host = self.settle(self.shared.lock());
+                    continue;
+                }
+                Operation::Host(operation) => {
+                    catch_unwind(AssertUnwindSafe(operation)).err().map(|payload| Fault {
+                        device,
+                        kernel: "host operation",
+                        thread: None,
+                        message: crate::scheduler::message_of(payload),
+                    })
+                }
+                Operation::Record(event) => {
+                    event.reach(self.scheduler.now_ns());
+                    None
+                }
+                Operation::Wait(_) => None,
+            };
+            match fault {
+                Some(fault) => self.scheduler.fail(fault),
+                None => self.scheduler.ended.push(Ended { device, stream, fault: None }),
+            }
+            host = self.settle(self.shared.lock());
+        }
+        (host, any)
+    }
+
+    /// Tells the host what has ended.
+    fn settle(&mut self, mut host: MutexGuard<'m, Host>) -> MutexGuard<'m, Host> {
+        host.now_ns = self.scheduler.now_ns();
+        for Ended { device, stream, fault } in std::mem::take(&mut self.scheduler.ended) {
+            match fault {
+                None => host.complete(device, stream),
+                Some(fault) => {
+                    let dropped = host.fail(fault);
+                    drop(host);
+                    // Others may wait for these moments.
+                    let reach = |operation| match operation {
+                        Operation::Record(event) => event.reach(self.scheduler.now_ns()),
+                        other => drop(other),
+                    };
+                    dropped.into_iter().for_each(reach);
+                    host = self.shared.lock();
                 }
             }
-            host.tidy(device);
+            self.shared.changed.notify_all();
         }
+        host
     }
-    any
 }

@@ -5,16 +5,20 @@
 //! shared memory, mbarriers, asynchronous bulk copies, and waiting for a word of memory.
 //!
 //! * **Runs repeat.** One engine thread runs all emulated threads, one at a time, in an order drawn from a seed. It runs
-//!   only while every host thread that uses a device is blocked (*lockstep*), so that the moment at which a host thread
-//!   enqueues something does not matter.
+//!   only while every host thread that uses a device is blocked in the machine (*lockstep*), so that the moment at which
+//!   a host thread enqueues something does not matter. Threads that serve kernels without launching any
+//!   [take part](Machine::take_part) in this.
 //! * **Time is virtual.** It moves a nanosecond a step, and when nothing else can happen jumps to the next deadline.
-//! * **Mistakes are faults**, not undefined behaviour: accesses outside live memory, mismatched collectives, barriers
-//!   that cannot complete, endless waits, a kernel that ends while its bulk copies still read shared memory.
+//! * **Mistakes are faults**, not undefined behaviour: accesses outside live memory or to peers that are not mapped,
+//!   mismatched collectives, barriers that cannot complete, endless waits, a block that ends while its bulk copies still
+//!   use shared memory. A deadlock's fault says who waits for what.
 //! * **Bulk copies take their time**: source and destination are touched at some later step each, so a missing wait
 //!   shows under some seed.
 //!
 //! Not modelled: caches and weak memory order between ordinary accesses (an interruption can come at any ordered
-//! operation, but stores are seen in program order), clusters, divergence within an instruction.
+//! operation, but stores are seen in program order), clusters, registers and occupancy, divergence within an
+//! instruction, what anything costs. A kernel that loops without ever calling something of [`simt`] that waits, such as
+//! [`simt::spin`], keeps the engine to itself for ever.
 //!
 //! ```
 //! use tokenrail_emulator::{Launch, Machine, Options, simt};
@@ -50,9 +54,10 @@ mod random;
 mod report;
 mod scheduler;
 pub mod simt;
+mod stack;
 mod stream;
 
-pub use machine::{Device, Machine};
+pub use machine::{Device, Machine, Participant};
 pub use memory::Allocation;
 pub use stream::{Event, Launch, Stream};
 
@@ -71,7 +76,7 @@ pub struct Options {
     pub shared_bytes_per_block: usize,
     /// Most blocks that run on a device at once; others wait.
     pub resident_blocks: u32,
-    /// Pairs (from, to) of devices of which the first cannot access the second's memory.
+    /// Pairs of devices that cannot map each other's memory: a kernel of one that touches the other's is a fault.
     pub no_peer_access: Vec<(usize, usize)>,
     /// Memory of a device, in bytes.
     pub memory_bytes: usize,
@@ -89,6 +94,12 @@ impl Default for Options {
             no_peer_access: Vec::new(),
             memory_bytes: 80 << 30,
         }
+    }
+}
+
+impl Options {
+    fn can_access_peer(&self, from: usize, to: usize) -> bool {
+        !self.no_peer_access.iter().any(|&pair| pair == (from, to) || pair == (to, from))
     }
 }
 

@@ -4,6 +4,8 @@ use crate::memory::{Allocation, Block, Registry};
 use crate::stream::{Operation, Stream};
 use crate::{Error, Fault, Options, engine};
 use std::collections::{BTreeMap, VecDeque};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,7 +24,9 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.lock().shutdown = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        // A host operation may have held the last handle: the engine ends by itself then.
+        let elsewhere = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        if let Some(thread) = self.thread.take().filter(elsewhere) {
             // The engine catches what kernels do; should it have died all the same, there is nobody to tell.
             let _ = thread.join();
         }
@@ -41,10 +45,16 @@ pub struct Shared {
 pub struct Host {
     pub devices: Vec<DeviceState>,
     waiters: Vec<Waiter>,
+    participants: Vec<HostThread>,
+    engine: Option<HostThread>,
     next_waiter: u64,
     next_stream: u64,
     pub now_ns: u64,
     pub shutdown: bool,
+    /// It has said what emulated time stands still for.
+    told: bool,
+    /// Freed memory that work under way may still name.
+    retired: Vec<Block>,
 }
 
 /// A device's queues and who uses it.
@@ -54,20 +64,18 @@ pub struct DeviceState {
     pub streams: BTreeMap<u64, StreamState>,
     pub fault: Option<Fault>,
     /// The host thread that last used it, while there are handles on it.
-    owner: Option<Weak<()>>,
+    owner: Option<HostThread>,
     handles: usize,
     used_bytes: usize,
-    /// Freed memory that queued work may still name.
-    retired: Vec<Block>,
 }
 
 #[derive(Default)]
 pub struct StreamState {
     pub queue: VecDeque<Operation>,
-    /// A kernel of this stream is running.
-    pub running: bool,
+    /// Its first operation has begun, and is not in the queue any more.
+    running: bool,
     enqueued: u64,
-    pub completed: u64,
+    completed: u64,
     closed: bool,
 }
 
@@ -82,18 +90,25 @@ pub enum Ready {
 
 struct Waiter {
     id: u64,
-    thread: Weak<()>,
+    thread: HostThread,
     ready: Ready,
 }
 
+/// A host thread's name; gone when the thread is.
+type HostThread = Weak<str>;
+
 thread_local! {
-    /// Alive as long as its thread.
-    static ALIVE: Arc<()> = Arc::new(());
+    static NAME: Arc<str> = std::thread::current().name().unwrap_or("without a name").into();
 }
 
-fn this_thread() -> Weak<()> {
-    ALIVE.with(Arc::downgrade)
+fn this_thread() -> HostThread {
+    NAME.with(Arc::downgrade)
 }
+
+/// How long emulated time stands still, in real time, before the machine says why.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the engine looks whether a thread that it waits for has ended: threads do not tell.
+const GLANCE: Duration = Duration::from_millis(10);
 
 impl Shared {
     pub fn lock(&self) -> MutexGuard<'_, Host> {
@@ -107,7 +122,7 @@ impl Shared {
 
     /// Blocks the calling thread, which uses `device`, until `ready` holds; false when `timeout` passes first.
     pub fn wait(&self, device: Option<usize>, ready: Ready, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut host = self.lock();
         if let Some(device) = device {
             host.own(device);
@@ -118,29 +133,65 @@ impl Shared {
         // The engine may have waited for this thread to block.
         self.changed.notify_all();
         let came = loop {
-            if host.holds(&ready) {
-                break true;
+            match catch_unwind(AssertUnwindSafe(|| host.holds(&ready))) {
+                Ok(false) => {}
+                outcome => break outcome,
             }
             host = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 None => self.park(host),
-                Some(Duration::ZERO) => break false,
+                Some(Duration::ZERO) => break Ok(false),
                 Some(left) => self.changed.wait_timeout(host, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         };
         host.waiters.retain(|waiter| waiter.id != id);
-        came
+        drop(host);
+        came.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Waits for a change of what the host threads do. If that takes long while some of them wait, it says once for
+    /// whom: otherwise nothing shows why a program that has, say, joined a thread instead of synchronising hangs.
+    pub fn stand_still<'a>(&self, mut host: MutexGuard<'a, Host>) -> MutexGuard<'a, Host> {
+        let since = Instant::now();
+        loop {
+            let waited = self.changed.wait_timeout(host, GLANCE).unwrap_or_else(PoisonError::into_inner);
+            host = waited.0;
+            let running = host.running();
+            if !waited.1.timed_out() || running.is_empty() {
+                return host;
+            }
+            if since.elapsed() > PATIENCE
+                && !host.waiters.is_empty()
+                && !std::mem::replace(&mut host.told, true)
+            {
+                let running = running.join(", ");
+                eprintln!(
+                    "tokenrail-emulator: time stands still for {PATIENCE:?}, until {running} blocks in the machine or ends"
+                );
+            }
+        }
     }
 }
 
 impl Host {
-    /// Whether every host thread that uses a device is blocked, and rightly.
+    /// Whether every host thread that takes part is blocked, and rightly.
     pub fn all_blocked(&self) -> bool {
-        let blocked = |owner: &Weak<()>| {
-            // A thread that has ended blocks nobody.
-            owner.strong_count() == 0
-                || self.waiters.iter().any(|waiter| waiter.thread.ptr_eq(owner) && !self.holds(&waiter.ready))
-        };
-        self.devices.iter().filter_map(|device| device.owner.as_ref()).all(blocked)
+        // A predicate that panics does so again in its own thread.
+        let blocked =
+            |waiter: &Waiter| !catch_unwind(AssertUnwindSafe(|| self.holds(&waiter.ready))).unwrap_or(true);
+        self.running().is_empty() && self.waiters.iter().all(blocked)
+    }
+
+    /// The calling thread is the engine.
+    pub fn run_by_this_thread(&mut self) {
+        self.engine = Some(this_thread());
+    }
+
+    /// The devices' users and other participants that do not wait; a thread that has ended holds nobody up.
+    fn running(&self) -> Vec<String> {
+        let waits = |thread: &HostThread| self.waiters.iter().any(|waiter| waiter.thread.ptr_eq(thread));
+        let users = self.devices.iter().filter_map(|device| device.owner.as_ref());
+        let threads = users.chain(&self.participants).filter(|thread| !waits(thread));
+        threads.filter_map(|thread| Some(format!("host thread {:?}", thread.upgrade()?))).collect()
     }
 
     fn holds(&self, ready: &Ready) -> bool {
@@ -154,13 +205,17 @@ impl Host {
         }
     }
 
-    /// The calling thread is the device's user from now on.
-    fn own(&mut self, device: usize) {
-        self.devices[device].owner = Some(this_thread());
+    /// The calling thread is the device's user from now on; not the engine, whose host operations may hold handles.
+    pub fn own(&mut self, device: usize) {
+        let caller = this_thread();
+        if !self.engine.as_ref().is_some_and(|engine| engine.ptr_eq(&caller)) {
+            self.devices[device].owner = Some(caller);
+        }
     }
 
     fn hold(&mut self, device: usize) {
         self.devices[device].handles += 1;
+        self.own(device);
     }
 
     fn let_go(&mut self, device: usize) {
@@ -172,6 +227,7 @@ impl Host {
     }
 
     pub fn open_stream(&mut self, device: usize) -> u64 {
+        self.own(device);
         let id = self.next_stream;
         self.next_stream += 1;
         self.devices[device].streams.insert(id, StreamState::default());
@@ -182,20 +238,47 @@ impl Host {
         if let Some(state) = self.devices[device].streams.get_mut(&stream) {
             state.closed = true;
         }
-        self.tidy(device);
+        self.tidy();
     }
 
-    pub fn enqueue(&mut self, device: usize, stream: u64, operation: Operation) {
+    /// Queues an operation; gives it back if the device has failed.
+    pub fn enqueue(&mut self, device: usize, stream: u64, operation: Operation) -> Option<Operation> {
         self.own(device);
         let device = &mut self.devices[device];
-        if let Some(state) = device.streams.get_mut(&stream) {
-            state.enqueued += 1;
-            if device.fault.is_some() {
-                state.completed += 1;
-            } else {
+        match device.streams.get_mut(&stream) {
+            Some(state) if device.fault.is_none() => {
+                state.enqueued += 1;
                 state.queue.push_back(operation);
+                None
+            }
+            _ => Some(operation),
+        }
+    }
+
+    /// Takes the first operation that can begin, in the order of devices and streams.
+    pub fn next_operation(&mut self) -> Option<(usize, u64, Operation)> {
+        let ready = |operation: &Operation| match operation {
+            Operation::Wait(event) => event.time_ns().is_some(),
+            _ => true,
+        };
+        for (device, state) in self.devices.iter_mut().enumerate() {
+            for (&id, stream) in &mut state.streams {
+                if !stream.running && stream.queue.front().is_some_and(ready) {
+                    stream.running = true;
+                    return stream.queue.pop_front().map(|operation| (device, id, operation));
+                }
             }
         }
+        None
+    }
+
+    /// The stream's first operation is done.
+    pub fn complete(&mut self, device: usize, stream: u64) {
+        if let Some(state) = self.devices[device].streams.get_mut(&stream) {
+            state.running = false;
+            state.completed += 1;
+        }
+        self.tidy();
     }
 
     /// What to wait for so that all that is queued now is done.
@@ -208,26 +291,34 @@ impl Host {
         self.devices[device].fault.as_ref()
     }
 
-    /// Ends all work of a device with `fault`.
-    pub fn fail(&mut self, fault: Fault) {
-        let device = fault.device;
-        let state = &mut self.devices[device];
+    /// Ends all work of a device with `fault`; gives what was queued.
+    pub fn fail(&mut self, fault: Fault) -> Vec<Operation> {
+        let state = &mut self.devices[fault.device];
+        let mut dropped = Vec::new();
         for stream in state.streams.values_mut() {
-            stream.queue.clear();
+            dropped.extend(stream.queue.drain(..));
             stream.running = false;
             stream.completed = stream.enqueued;
         }
         state.fault.get_or_insert(fault);
-        self.tidy(device);
+        self.tidy();
+        dropped
+    }
+
+    /// Gives all that is queued, as the machine goes.
+    pub fn abandon(&mut self) -> Vec<Operation> {
+        let streams = self.devices.iter_mut().flat_map(|device| device.streams.values_mut());
+        streams.flat_map(|stream| stream.queue.drain(..)).collect()
     }
 
     /// Forgets closed streams that are done, and frees what nothing can name any more.
-    pub fn tidy(&mut self, device: usize) {
-        let device = &mut self.devices[device];
+    fn tidy(&mut self) {
         let busy = |stream: &StreamState| stream.running || !stream.queue.is_empty();
-        device.streams.retain(|_, stream| !stream.closed || busy(stream));
-        if !device.streams.values().any(busy) {
-            device.retired.clear();
+        for device in &mut self.devices {
+            device.streams.retain(|_, stream| !stream.closed || busy(stream));
+        }
+        if !self.devices.iter().any(|device| device.streams.values().any(busy)) {
+            self.retired.clear();
         }
     }
 
@@ -244,9 +335,9 @@ impl Host {
         self.devices[device].used_bytes -= bytes;
     }
 
-    pub fn retire(&mut self, device: usize, block: Block) {
-        self.devices[device].retired.push(block);
-        self.tidy(device);
+    pub fn retire(&mut self, block: Block) {
+        self.retired.push(block);
+        self.tidy();
     }
 }
 
@@ -256,10 +347,14 @@ impl Machine {
         let host = Host {
             devices: (0..options.devices).map(|_| DeviceState::default()).collect(),
             waiters: Vec::new(),
+            participants: Vec::new(),
+            engine: None,
             next_waiter: 0,
             next_stream: 0,
             now_ns: 0,
             shutdown: false,
+            told: false,
+            retired: Vec::new(),
         };
         let registry = Registry::default();
         let shared = Arc::new(Shared { options, registry, changed: Condvar::new(), host: Mutex::new(host) });
@@ -286,7 +381,7 @@ impl Machine {
 
     /// Whether `from` can access `to`'s memory.
     pub fn can_access_peer(&self, from: usize, to: usize) -> bool {
-        !self.0.shared.options.no_peer_access.contains(&(from, to))
+        self.0.shared.options.can_access_peer(from, to)
     }
 
     /// The virtual time.
@@ -301,6 +396,14 @@ impl Machine {
         self.0.shared.wait(None, Ready::Other(ready), timeout)
     }
 
+    /// Makes the calling thread one that emulated time waits for, as if it used a device, until the guard is dropped.
+    /// For threads that serve kernels without launching any, such as a proxy that polls a ring in memory.
+    pub fn take_part(&self) -> Participant {
+        let thread = this_thread();
+        self.0.shared.lock().participants.push(thread.clone());
+        Participant { machine: self.clone(), thread, _not_send: PhantomData }
+    }
+
     /// Makes blocked threads look again. Call it after changing what their `ready` reads.
     pub fn notify(&self) {
         // Taken so that nobody is between looking and waiting.
@@ -309,10 +412,31 @@ impl Machine {
     }
 }
 
+/// Keeps emulated time from moving while its thread runs. See [`Machine::take_part`].
+pub struct Participant {
+    machine: Machine,
+    thread: HostThread,
+    /// It stands for the thread that made it.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Participant {
+    fn drop(&mut self) {
+        let shared = &self.machine.0.shared;
+        let mut host = shared.lock();
+        if let Some(place) = host.participants.iter().position(|thread| thread.ptr_eq(&self.thread)) {
+            host.participants.swap_remove(place);
+        }
+        drop(host);
+        shared.changed.notify_all();
+    }
+}
+
 /// A handle on one device of a machine.
 ///
-/// The host thread that last queued work on a device is its user: emulated time stands still while that thread runs.
-/// A device without handles (devices and streams) has no user.
+/// The host thread that last used a device (opened it, allocated, made a stream, queued work, synchronised) is its user:
+/// emulated time stands still while that thread runs, or blocks outside the machine. Using the device from another
+/// thread passes it on. A device without handles (devices and streams) has no user, nor has one whose user has ended.
 pub struct Device {
     machine: Machine,
     ordinal: usize,
@@ -352,6 +476,7 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`] if the device, or the host, has not enough.
     pub fn alloc(&self, bytes: usize) -> Result<Allocation, Error> {
+        self.shared().lock().own(self.ordinal);
         Allocation::new(self.shared().clone(), self.ordinal, bytes)
     }
 

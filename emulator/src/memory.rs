@@ -13,30 +13,77 @@ pub const POISON: u8 = 0xa5;
 /// Every allocation begins at a multiple of this.
 const ALIGNMENT: usize = 256;
 
+/// A live allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+    pub device: usize,
+}
+
+impl Range {
+    pub fn holds(&self, address: u64, bytes: usize) -> bool {
+        self.start <= address && address <= self.end && bytes as u64 <= self.end - address
+    }
+}
+
 /// All live allocations.
 #[derive(Default)]
 pub struct Registry {
-    ranges: Mutex<BTreeMap<u64, usize>>,
-    /// Counts changes, so that lookups can be remembered until the next.
+    ranges: Mutex<BTreeMap<u64, Range>>,
+    /// Counts changes, so that what was looked up can be kept until the next.
     version: AtomicU64,
 }
 
 impl Registry {
     pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Relaxed)
+        self.version.load(Ordering::Acquire)
     }
 
-    /// The live allocation that holds `address`, as (start, end).
-    pub fn find(&self, address: u64) -> Option<(u64, u64)> {
-        let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        let (&start, &bytes) = ranges.range(..=address).next_back()?;
-        let end = start + bytes as u64;
-        (address < end).then_some((start, end))
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Range>)) {
+        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut ranges);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Places of a [`View`] that remember what was found last.
+const REMEMBERED: usize = 64;
+
+/// The engine's copy of the registry: looked up millions of times between changes, without a lock.
+pub struct View {
+    version: u64,
+    /// In the order of addresses.
+    ranges: Vec<Range>,
+    /// By page, modulo their number: the range found last.
+    remembered: [Range; REMEMBERED],
+}
+
+impl View {
+    const NOWHERE: Range = Range { start: u64::MAX, end: 0, device: 0 };
+
+    pub fn new() -> Self {
+        Self { version: u64::MAX, ranges: Vec::new(), remembered: [Self::NOWHERE; REMEMBERED] }
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, usize>)) {
-        change(&mut self.ranges.lock().unwrap_or_else(PoisonError::into_inner));
-        self.version.fetch_add(1, Ordering::Relaxed);
+    /// The live allocation that holds all of `bytes` bytes at `address`.
+    pub fn find(&mut self, registry: &Registry, address: u64, bytes: usize) -> Option<Range> {
+        if self.version != registry.version() {
+            let ranges = registry.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+            self.version = registry.version();
+            self.ranges = ranges.values().copied().collect();
+            self.remembered = [Self::NOWHERE; REMEMBERED];
+        }
+        let place = (address >> 12) as usize % REMEMBERED;
+        if !self.remembered[place].holds(address, bytes) {
+            let after = self.ranges.partition_point(|range| range.start <= address);
+            let range = *self.ranges.get(after.checked_sub(1)?)?;
+            if !range.holds(address, bytes) {
+                return None;
+            }
+            self.remembered[place] = range;
+        }
+        Some(self.remembered[place])
     }
 }
 
@@ -74,8 +121,9 @@ impl Drop for Block {
     }
 }
 
-/// Memory of a device, aligned to 256 bytes. When dropped it is no longer valid for kernels; the host memory beneath
-/// it goes once the device has no work left, so that a copy still queued is not left dangling.
+/// Memory of a device, aligned to 256 bytes. When dropped it is no longer valid for kernels, which fault
+/// if they still use it; the host memory beneath it goes once no device has work left, so that a copy still queued is
+/// not left dangling.
 pub struct Allocation {
     block: Option<Block>,
     bytes: usize,
@@ -94,7 +142,8 @@ impl Allocation {
             return Err(out_of_memory(limit));
         };
         let start = block.as_ptr().expose_provenance() as u64;
-        machine.registry.change(|ranges| _ = ranges.insert(start, bytes));
+        let range = Range { start, end: start + bytes as u64, device };
+        machine.registry.change(|ranges| _ = ranges.insert(start, range));
         Ok(Self { block: Some(block), bytes, device, machine })
     }
 
@@ -121,7 +170,7 @@ impl Drop for Allocation {
         let mut host = self.machine.lock();
         host.release(self.device, self.bytes);
         if let Some(block) = self.block.take() {
-            host.retire(self.device, block);
+            host.retire(block);
         }
     }
 }

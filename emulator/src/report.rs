@@ -29,19 +29,27 @@ pub fn deadlock(scheduler: &mut Scheduler) -> String {
 
 fn waits(block: &Block) -> Vec<String> {
     let mut lines = Vec::new();
+    let size = block.threads.len() as u32;
     for (id, barrier) in block.barriers.iter().enumerate().filter(|(_, barrier)| barrier.expected != 0) {
-        let missing = (0..block.threads.len() as u32).filter(|thread| !barrier.arrived.contains(thread));
-        let (arrived, expected) = (barrier.arrived.len(), barrier.expected);
-        lines.push(format!("barrier {id}: {arrived} of {expected} arrived, missing threads {}", ranges(missing)));
-    }
-    for (warp, collectives) in block.collectives.iter().enumerate() {
-        for collective in collectives {
-            let (kind, mask, arrived) = (collective.kind, collective.mask, collective.arrived);
-            lines.push(format!("warp {warp}: {kind:?} of lanes {mask:#010x}, arrived {arrived:#010x}"));
+        let arrived = |thread: u32| barrier.arrived[(thread / WARP) as usize] >> (thread % WARP) & 1 != 0;
+        let returned = |thread: u32| block.state(thread) == State::Done;
+        let missing =
+            |gone| ranges((0..size).filter(move |&thread| !arrived(thread) && returned(thread) == gone));
+        let mut line = format!("barrier {id}: {} of {} arrived", barrier.count, barrier.expected);
+        for (what, threads) in [("missing", missing(false)), ("returned", missing(true))] {
+            if !threads.is_empty() {
+                let _ = write!(line, ", {what}: threads {threads}");
+            }
         }
+        lines.push(line);
     }
-    for (thread, state) in block.threads.iter().enumerate().map(|(at, thread)| (at, thread.state)) {
-        let wait = match state {
+    for (warp, open) in
+        block.warps.iter().enumerate().flat_map(|(at, warp)| warp.open.iter().map(move |open| (at, open)))
+    {
+        lines.push(format!("warp {warp}: {open}"));
+    }
+    for thread in 0..size {
+        let wait = match block.state(thread) {
             State::Mbarrier(offset, parity) => match block.mbarriers.get(&offset) {
                 Some(mbarrier) => format!(
                     "mbarrier at {offset} (phase {}, parity waited for {parity}): {} arrivals and {} bytes missing",
@@ -50,6 +58,7 @@ fn waits(block: &Block) -> Vec<String> {
                 None => format!("mbarrier at {offset}, which has gone"),
             },
             State::Bulk { .. } => "its bulk stores".to_owned(),
+            State::Spin => "a store, in a polling loop".to_owned(),
             State::Word { address, at_least, .. } => {
                 // SAFETY: a thread's word was checked when it began to wait, and no host thread runs that could free
                 // its memory.
@@ -58,7 +67,7 @@ fn waits(block: &Block) -> Vec<String> {
             }
             _ => continue,
         };
-        lines.push(format!("thread {thread} (warp {}) waits for {wait}", thread as u32 / WARP));
+        lines.push(format!("thread {thread} (warp {}) waits for {wait}", thread / WARP));
     }
     lines
 }
@@ -72,6 +81,7 @@ fn ranges(numbers: impl Iterator<Item = u32>) -> String {
             _ => spans.push((number, number)),
         }
     }
-    let span = |(start, end): &(u32, u32)| if start == end { start.to_string() } else { format!("{start}-{end}") };
+    let span =
+        |(start, end): &(u32, u32)| if start == end { start.to_string() } else { format!("{start}-{end}") };
     spans.iter().map(span).collect::<Vec<_>>().join(", ")
 }

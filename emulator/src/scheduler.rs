@@ -3,14 +3,15 @@
 //! Everything here happens on the engine's thread. A running kernel reaches the scheduler through [`CURRENT`], so while
 //! a coroutine runs nothing here may be borrowed: the loop works on a raw pointer and borrows for single statements.
 
-use crate::block::{self, BARRIERS, Block, SHARED_BASE, State, Thread, WARP};
+use crate::block::{BARRIERS, Block, SHARED_BASE, State, Thread, WARP};
 use crate::bulk::{Copy, Groups, Kind};
 use crate::collective::Barrier;
 use crate::machine::Shared;
+use crate::memory::View;
 use crate::random::Random;
+use crate::stack::{ColouredStack, prefetch};
 use crate::stream::{Kernel, Launch};
 use crate::{Fault, memory, report};
-use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use std::any::Any;
 use std::cell::Cell;
@@ -19,10 +20,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-/// Bytes of a thread's stack: kernels are small, and code built without optimisation needs most of it.
-const STACK_BYTES: usize = 128 << 10;
-/// Steps between two looks at the words that threads wait for.
-const STEPS_PER_POLL: u32 = 8;
+/// How many lanes before its turn a lane's stack is fetched: about as many as memory serves at a time.
+const LANES_AHEAD: usize = 4;
+/// Fewest steps between two looks at the words that threads wait for.
+const STEPS_PER_POLL: usize = 8;
+/// Steps until the engine looks whether a host thread's wait is over.
+const STEPS_PER_SLICE: usize = 256;
+/// How far the clock moves when all that is left is hand-written polling loops; doubles until something is stored.
+const IDLE_NS: u64 = 1_000;
+/// Most such moves, of a virtual second each in the end, before the loops count as endless.
+const MAX_IDLE_MOVES: u32 = 1_000;
 
 thread_local! {
     /// The emulated thread that runs now.
@@ -44,8 +51,8 @@ pub struct FaultMessage(pub String);
 
 /// Why [`Scheduler::run`] returned.
 pub enum Step {
-    /// Some kernel has ended.
-    Ended,
+    /// Some kernel has ended, or enough steps have been made.
+    Paused,
     /// Nothing can happen before the next deadline.
     Stuck,
 }
@@ -72,22 +79,29 @@ pub struct Scheduler<'m> {
     pub random: Random,
     pub now_ns: u64,
     /// Counts stores that others may wait for.
-    pub stores: u64,
+    stores: u64,
     pub grids: Vec<Option<Grid>>,
     pub blocks: Vec<Option<Box<Block>>>,
     runnable: Vec<usize>,
     /// (block, thread) of those in [`State::Word`].
     pub polling: Vec<(usize, u32)>,
+    /// (block, thread) of those in [`State::Spin`].
+    pub spinning: Vec<(usize, u32)>,
     polled_stores: u64,
+    steps_to_poll: usize,
+    /// The earliest deadline of those in `polling`.
+    next_deadline_ns: u64,
+    idle_moves: u32,
     pub copies: Vec<Copy>,
+    /// Buffers of copies that are done.
+    spare: Vec<Vec<u8>>,
     /// By device: blocks running, and grids with blocks yet to start.
     resident: Vec<u32>,
     waiting: Vec<VecDeque<usize>>,
-    stacks: Vec<DefaultStack>,
-    ended: Vec<Ended>,
-    /// The allocation found last, and the registry's version then.
-    found: (u64, u64),
-    found_version: u64,
+    stacks: Vec<ColouredStack>,
+    stacks_made: usize,
+    pub ended: Vec<Ended>,
+    memory: View,
 }
 
 impl<'m> Scheduler<'m> {
@@ -102,14 +116,19 @@ impl<'m> Scheduler<'m> {
             blocks: Vec::new(),
             runnable: Vec::new(),
             polling: Vec::new(),
+            spinning: Vec::new(),
             polled_stores: 0,
+            steps_to_poll: STEPS_PER_POLL,
+            next_deadline_ns: u64::MAX,
+            idle_moves: 0,
             copies: Vec::new(),
+            spare: Vec::new(),
             resident: vec![0; devices],
             waiting: vec![VecDeque::new(); devices],
             stacks: Vec::new(),
+            stacks_made: 0,
             ended: Vec::new(),
-            found: (0, 0),
-            found_version: u64::MAX,
+            memory: View::new(),
         }
     }
 
@@ -122,11 +141,12 @@ impl<'m> Scheduler<'m> {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.grids.iter().all(Option::is_none) && self.ended.is_empty()
+        self.grids.iter().all(Option::is_none)
     }
 
-    pub fn take_ended(&mut self) -> Vec<Ended> {
-        std::mem::take(&mut self.ended)
+    /// Memory has changed: who waits for a word may look again.
+    pub fn stored(&mut self) {
+        self.stores += 1;
     }
 
     /// Drops everything that has not ended.
@@ -157,7 +177,7 @@ impl<'m> Scheduler<'m> {
                 self.waiting[device].pop_front();
             }
             self.resident[device] += 1;
-            if let Err(message) = self.start_block(index, block_index, launch, &kernel) {
+            if let Err(message) = self.start_block(device, index, block_index, launch, &kernel) {
                 let kernel = launch.name;
                 self.fail(Fault { device, kernel, thread: None, message });
                 return;
@@ -165,14 +185,25 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    fn start_block(&mut self, grid: usize, index: u32, launch: Launch, kernel: &Arc<Kernel>) -> Result<(), String> {
+    fn start_block(
+        &mut self,
+        device: usize,
+        grid: usize,
+        index: u32,
+        launch: Launch,
+        kernel: &Arc<Kernel>,
+    ) -> Result<(), String> {
         let no_memory = || "the host has no memory for a block".to_owned();
         let shared = memory::Block::new(launch.shared_bytes, SHARED_BASE as usize).ok_or_else(no_memory)?;
         let mut threads = Vec::with_capacity(launch.block as usize);
         for _ in 0..launch.block {
             let stack = match self.stacks.pop() {
                 Some(stack) => stack,
-                None => DefaultStack::new(STACK_BYTES).map_err(|error| format!("no stack for a thread: {error}"))?,
+                None => {
+                    self.stacks_made += 1;
+                    let made = ColouredStack::new(self.stacks_made);
+                    made.map_err(|error| format!("no stack for a thread: {error}"))?
+                }
             };
             let kernel = kernel.clone();
             let coroutine = Coroutine::with_stack(stack, move |yielder, ()| {
@@ -182,27 +213,25 @@ impl<'m> Scheduler<'m> {
                 }
                 kernel();
             });
-            threads.push(Thread {
-                state: State::Ready,
-                coroutine: Some(coroutine),
-                yielder: ptr::null(),
-                result: 0,
-                groups: Groups::default(),
-            });
+            threads.push(Thread { state: State::Ready, coroutine: Some(coroutine), yielder: ptr::null() });
         }
-        let warps = (launch.block / WARP) as usize;
+        let warps = Block::warps(launch.block);
         let block = Box::new(Block {
             grid,
+            device,
             index,
+            grid_size: launch.grid,
             threads,
-            ready: vec![u32::MAX; warps],
-            collectives: (0..warps).map(|_| Vec::new()).collect(),
-            barriers: [const { Barrier::EMPTY }; BARRIERS],
+            groups: (0..launch.block).map(|_| Groups::default()).collect(),
+            ready_warps: u32::MAX >> (u32::BITS - warps.len() as u32),
+            warps,
+            barriers: [Barrier::EMPTY; BARRIERS],
             mbarriers: BTreeMap::new(),
             shared,
             shared_bytes: launch.shared_bytes,
             live: launch.block,
             copies: 0,
+            unwritten: 0,
             listed: None,
         });
         let at = insert(&mut self.blocks, block);
@@ -229,40 +258,36 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    /// Runs until a kernel ends or nothing can happen at this time. With `past`, time jumps to the next deadline first;
-    /// where there is none, what waits is at fault.
+    /// Runs until a kernel ends, enough steps have been made, or nothing can happen at this time. With `past`, time jumps
+    /// to the next deadline first; where there is none, what waits is at fault.
     pub fn run(&mut self, past: bool) -> Step {
         if past {
             self.pass_deadline();
         }
         let this: *mut Self = self;
-        let mut steps = 0;
-        loop {
+        for _ in 0..STEPS_PER_SLICE {
             // SAFETY: `this` is this scheduler; no reference to it is alive while a coroutine runs.
             unsafe {
                 if !(*this).ended.is_empty() {
-                    return Step::Ended;
+                    break;
                 }
-                steps += 1;
-                let due = steps % STEPS_PER_POLL == 0 || (*this).runnable.is_empty();
-                if due && (*this).polled_stores != (*this).stores {
-                    (*this).poll();
-                }
+                (*this).poll_if_due();
                 let copies = (*this).copies.len();
-                if copies != 0 && ((*this).runnable.is_empty() || (*this).random.one_in(4)) {
+                let runnable = (*this).runnable.len();
+                if copies != 0 && (runnable == 0 || (*this).random.one_in(4)) {
                     let chosen = (*this).random.below(copies);
                     (*this).advance_copy(chosen);
                     continue;
                 }
-                let runnable = (*this).runnable.len();
                 if runnable == 0 {
-                    return if (*this).ended.is_empty() { Step::Stuck } else { Step::Ended };
+                    return Step::Stuck;
                 }
                 let chosen = (*this).random.below(runnable);
                 let at = (&(*this).runnable)[chosen];
                 Self::step_warp(this, at);
             }
         }
+        Step::Paused
     }
 
     /// Runs each ready lane of one warp of a block until it waits.
@@ -272,21 +297,22 @@ impl<'m> Scheduler<'m> {
     unsafe fn step_warp(this: *mut Self, at: usize) {
         // SAFETY: as the caller says; the block is boxed, so that it stays where it is until it is removed here.
         unsafe {
-            let Some(block) = (&mut (*this).blocks)[at].as_mut().map(|block| &raw mut **block) else { return };
-            let warps = (*block).ready.len();
-            let first = (*this).random.below(warps);
-            let Some(warp) = (0..warps).map(|n| (first + n) % warps).find(|&warp| (&(*block).ready)[warp] != 0) else {
-                (*this).unlist(at);
+            let Some(block) = (&mut (*this).blocks)[at].as_mut().map(|block| &raw mut **block) else {
                 return;
             };
+            let warps = &(*block).warps;
+            let turn = (*this).random.below(warps.len()) as u32;
+            let warp = ((*block).ready_warps.rotate_right(turn).trailing_zeros() + turn) % WARP;
             // Lanes start anywhere, so that no order among them can be relied on.
             let turn = (*this).random.below(WARP as usize) as u32;
-            let mut lanes = (&(*block).ready)[warp].rotate_right(turn);
-            while lanes != 0 {
-                let lane = (lanes.trailing_zeros() + turn) % WARP;
-                lanes &= lanes - 1;
-                let thread = warp as u32 * WARP + lane;
+            let lanes = Lanes { left: (&(*block).warps)[warp as usize].ready.rotate_right(turn), turn };
+            let fetch = |lane: u32| prefetch((&(*block).warps)[warp as usize].stacks[lane as usize]);
+            let mut ahead = lanes;
+            ahead.by_ref().take(LANES_AHEAD).for_each(fetch);
+            for lane in lanes {
+                ahead.next().into_iter().for_each(fetch);
                 (*this).now_ns += 1;
+                let thread = warp * WARP + lane;
                 if let Err(message) = Self::resume(this, block, at, thread) {
                     let fault = (*this).fault_of(at, Some(thread), message);
                     (*this).fail(fault);
@@ -317,8 +343,7 @@ impl<'m> Scheduler<'m> {
                 Ok(CoroutineResult::Yield(())) => *slot = Some(coroutine),
                 Ok(CoroutineResult::Return(())) => {
                     (*this).stacks.push(coroutine.into_stack());
-                    (*block).park(thread, State::Done);
-                    (*block).live -= 1;
+                    return (*block).retire(thread);
                 }
                 Err(payload) => return Err(message_of(payload)),
             }
@@ -326,17 +351,18 @@ impl<'m> Scheduler<'m> {
         Ok(())
     }
 
+    /// Ends a block whose threads have returned, unless stores of it are still on their way.
     fn end_block(&mut self, at: usize) {
-        if self.blocks[at].as_ref().is_some_and(|block| block.copies != 0) {
+        self.unlist(at);
+        let left = self.blocks[at].as_ref().map_or((0, 0), |block| (block.copies, block.unwritten));
+        if left.0 != 0 {
             let message = "the block ended while bulk copies still used its shared memory".to_owned();
             let fault = self.fault_of(at, None, message);
             return self.fail(fault);
         }
-        // Its stores have been read; what is left of them is done by the end of the kernel.
-        while let Some(copy) = self.copies.iter().position(|copy| copy.block == at) {
-            self.advance_copy(copy);
+        if left.1 != 0 {
+            return;
         }
-        self.unlist(at);
         let Some(block) = self.blocks[at].take() else { return };
         let index = block.grid;
         let Some(grid) = self.grids[index].as_mut() else { return };
@@ -350,7 +376,7 @@ impl<'m> Scheduler<'m> {
         self.start_blocks(device);
     }
 
-    pub fn fault_of(&self, at: usize, thread: Option<u32>, message: String) -> Fault {
+    fn fault_of(&self, at: usize, thread: Option<u32>, message: String) -> Fault {
         let block = self.blocks[at].as_ref();
         let grid = block.and_then(|block| self.grids[block.grid].as_ref());
         Fault {
@@ -362,13 +388,14 @@ impl<'m> Scheduler<'m> {
     }
 
     /// Ends every kernel of the fault's device.
-    fn fail(&mut self, fault: Fault) {
+    pub fn fail(&mut self, fault: Fault) {
         let device = fault.device;
-        let of_device = |grids: &[Option<Grid>], grid: usize| grids[grid].as_ref().is_some_and(|grid| grid.device == device);
         for at in 0..self.blocks.len() {
-            if self.blocks[at].as_ref().is_some_and(|block| of_device(&self.grids, block.grid)) {
+            if self.blocks[at].as_ref().is_some_and(|block| block.device == device) {
                 self.unlist(at);
                 self.copies.retain(|copy| copy.block != at);
+                self.polling.retain(|&(block, _)| block != at);
+                self.spinning.retain(|&(block, _)| block != at);
                 self.blocks[at] = None;
             }
         }
@@ -378,50 +405,71 @@ impl<'m> Scheduler<'m> {
         self.ended.push(Ended { device, stream: 0, fault: Some(fault) });
     }
 
-    /// Wakes the threads whose word has become large enough, or whose time is up.
+    /// Makes a thread wait for a word, from now on.
+    pub fn poll_for(&mut self, at: usize, thread: u32, deadline_ns: u64) {
+        self.polling.push((at, thread));
+        self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
+    }
+
+    /// Looks at what threads wait for, if it can have come; the more there are, the rarer.
+    fn poll_if_due(&mut self) {
+        self.steps_to_poll = self.steps_to_poll.saturating_sub(1);
+        let due = self.steps_to_poll == 0 || self.runnable.is_empty();
+        if due && (self.polled_stores != self.stores || self.now_ns > self.next_deadline_ns) {
+            self.poll();
+        }
+    }
+
+    /// Wakes the threads whose word has become large enough, or whose time is up, and those that look for themselves.
     fn poll(&mut self) {
+        if self.polled_stores != self.stores {
+            self.idle_moves = 0;
+        }
         self.polled_stores = self.stores;
+        self.next_deadline_ns = u64::MAX;
+        for (at, thread) in std::mem::take(&mut self.spinning) {
+            self.wake(at, thread, 0);
+        }
         let mut index = 0;
         while let Some(&(at, thread)) = self.polling.get(index) {
-            let state = self.blocks[at].as_ref().map(|block| block.threads[thread as usize].state);
-            let Some(State::Word { address, at_least, deadline_ns }) = state else {
+            let state = self.blocks[at].as_ref().map(|block| (block.device, block.state(thread)));
+            let Some((device, State::Word { address, at_least, deadline_ns })) = state else {
                 self.polling.swap_remove(index);
                 continue;
             };
-            let alive = self.is_live(address, 8);
-            // SAFETY: just looked up.
-            if !alive || unsafe { word(address) } >= at_least || self.now_ns > deadline_ns {
+            // Memory that has gone reads as late; the kernel's next access to it is a fault.
+            // SAFETY: looked up just now.
+            let came = self.look_up(device, address, 8).is_ok() && unsafe { word(address) } >= at_least;
+            if came || self.now_ns > deadline_ns {
                 self.polling.swap_remove(index);
-                // Memory that has gone reads as late; the kernel's next access to it is a fault.
-                // SAFETY: as above.
-                let came = alive && unsafe { word(address) } >= at_least;
                 self.wake(at, thread, came.into());
             } else {
+                self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
                 index += 1;
             }
         }
+        self.steps_to_poll = STEPS_PER_POLL.max(self.polling.len() / 4);
     }
 
     /// Moves the clock past the earliest deadline, or declares a deadlock.
     fn pass_deadline(&mut self) {
-        let deadline = |&(at, thread): &(usize, u32)| match self.blocks[at].as_ref()?.threads[thread as usize].state {
-            State::Word { deadline_ns, .. } if deadline_ns != u64::MAX => Some(deadline_ns),
-            _ => None,
-        };
-        match self.polling.iter().filter_map(deadline).min() {
-            Some(deadline_ns) => {
-                self.now_ns = self.now_ns.max(deadline_ns + 1);
-                self.poll();
-            }
-            None => {
-                let devices: Vec<usize> = self.grids.iter().flatten().map(|grid| grid.device).collect();
-                let message = report::deadlock(self);
-                for device in devices {
-                    if let Some(grid) = self.grids.iter().flatten().find(|grid| grid.device == device) {
-                        let kernel = grid.launch.name;
-                        self.fail(Fault { device, kernel, thread: None, message: message.clone() });
-                    }
-                }
+        if !self.spinning.is_empty() && self.idle_moves < MAX_IDLE_MOVES {
+            // They may have deadlines that only they know.
+            let move_ns = (IDLE_NS << self.idle_moves.min(20)).min(1_000_000_000);
+            self.now_ns =
+                (self.now_ns + move_ns).min(self.next_deadline_ns.saturating_add(1)).max(self.now_ns + 1);
+            self.idle_moves += 1;
+            return self.poll();
+        }
+        if self.next_deadline_ns != u64::MAX {
+            self.now_ns = self.now_ns.max(self.next_deadline_ns + 1);
+            return self.poll();
+        }
+        let message = report::deadlock(self);
+        for device in 0..self.resident.len() {
+            if let Some(grid) = self.grids.iter().flatten().find(|grid| grid.device == device) {
+                let kernel = grid.launch.name;
+                self.fail(Fault { device, kernel, thread: None, message: message.clone() });
             }
         }
     }
@@ -436,11 +484,13 @@ impl<'m> Scheduler<'m> {
     /// Takes a copy one phase further: reads its source, or writes its destination.
     fn advance_copy(&mut self, index: usize) {
         let Copy { block: at, shared, global, bytes, kind, .. } = self.copies[index];
-        if !self.is_live(global, bytes as usize) {
+        let Some(device) = self.blocks[at].as_ref().map(|block| block.device) else { return };
+        if self.look_up(device, global, bytes as usize).is_err() {
             let message = format!("bulk copy of {bytes} bytes at {global:#x}: no longer in live memory");
             let fault = self.fault_of(at, None, message);
             return self.fail(fault);
         }
+        let spare = self.spare.pop().unwrap_or_default();
         let Some(block) = self.blocks[at].as_mut() else { return };
         let global = ptr::with_exposed_provenance_mut::<u8>(global as usize);
         // SAFETY: the range was checked when the copy was issued, and the block is alive.
@@ -448,14 +498,16 @@ impl<'m> Scheduler<'m> {
         let size = bytes as usize;
         match (kind, self.copies[index].staged.take()) {
             (Kind::Load { .. }, None) => {
-                // SAFETY: live, as just checked.
-                self.copies[index].staged = Some(unsafe { std::slice::from_raw_parts(global, size) }.to_vec());
+                // SAFETY: live, as just checked; nothing else runs while it is read.
+                self.copies[index].staged =
+                    Some(filled(spare, unsafe { std::slice::from_raw_parts(global, size) }));
             }
             (Kind::Store { thread, group }, None) => {
                 // SAFETY: as above.
-                self.copies[index].staged = Some(unsafe { std::slice::from_raw_parts(shared, size) }.to_vec());
+                self.copies[index].staged =
+                    Some(filled(spare, unsafe { std::slice::from_raw_parts(shared, size) }));
                 block.copies -= 1;
-                block.threads[thread as usize].groups.read(group);
+                block.groups[thread as usize].read(group);
                 self.wake_if_stored(at, thread);
             }
             (Kind::Load { mbarrier }, Some(staged)) => {
@@ -463,24 +515,30 @@ impl<'m> Scheduler<'m> {
                 unsafe { shared.copy_from_nonoverlapping(staged.as_ptr(), size) };
                 block.copies -= 1;
                 self.copies.swap_remove(index);
+                self.spare.extend([staged, spare]);
                 self.complete_bytes(at, mbarrier, bytes);
             }
             (Kind::Store { thread, group }, Some(staged)) => {
                 // SAFETY: as above.
                 unsafe { global.copy_from_nonoverlapping(staged.as_ptr(), size) };
-                block.threads[thread as usize].groups.written(group);
+                block.groups[thread as usize].written(group);
+                block.unwritten -= 1;
+                let last = block.live == 0 && block.unwritten == 0;
                 self.copies.swap_remove(index);
-                self.stores += 1;
+                self.spare.extend([staged, spare]);
+                self.stored();
                 self.wake_if_stored(at, thread);
+                if last {
+                    self.end_block(at);
+                }
             }
         }
     }
 
     fn wake_if_stored(&mut self, at: usize, thread: u32) {
         let Some(block) = self.blocks[at].as_ref() else { return };
-        let waiting = &block.threads[thread as usize];
-        if let State::Bulk { pending, read_only } = waiting.state
-            && waiting.groups.done(pending, read_only)
+        if let State::Bulk { pending, read_only } = block.state(thread)
+            && block.groups[thread as usize].done(pending, read_only)
         {
             self.wake(at, thread, 0);
         }
@@ -488,27 +546,61 @@ impl<'m> Scheduler<'m> {
 
     fn complete_bytes(&mut self, at: usize, offset: u32, bytes: u32) {
         let Some(block) = self.blocks[at].as_mut() else { return };
-        if let Some(mbarrier) = block.mbarriers.get_mut(&offset) {
-            mbarrier.bytes -= i64::from(bytes);
-            block.complete_phase(offset);
-            self.list(at);
+        match block.mbarriers.get_mut(&offset) {
+            Some(mbarrier) => {
+                mbarrier.bytes -= i64::from(bytes);
+                if block.complete_phase(offset) {
+                    self.list(at);
+                    self.stored();
+                }
+            }
+            None => {
+                let message =
+                    format!("bulk load of {bytes} bytes: its mbarrier at {offset} has been invalidated");
+                let fault = self.fault_of(at, None, message);
+                self.fail(fault);
+            }
         }
     }
 
-    /// Whether all of the range lies in one live allocation.
-    pub fn is_live(&mut self, address: u64, bytes: usize) -> bool {
-        let version = self.shared.registry.version();
-        let inside = |(start, end): (u64, u64)| start <= address && address + bytes as u64 <= end;
-        if self.found_version == version && inside(self.found) {
-            return true;
-        }
-        match self.shared.registry.find(address) {
-            Some(range) => {
-                (self.found, self.found_version) = (range, version);
-                inside(range)
+    /// Whether a kernel of `device` may access the range; if not, why.
+    pub fn look_up(&mut self, device: usize, address: u64, bytes: usize) -> Result<(), String> {
+        match self.memory.find(&self.shared.registry, address, bytes) {
+            None => Err("not in live memory".to_owned()),
+            Some(range)
+                if range.device == device || self.shared.options.can_access_peer(device, range.device) =>
+            {
+                Ok(())
             }
-            None => false,
+            Some(range) => Err(format!("memory of device {}, which is not mapped", range.device)),
         }
+    }
+}
+
+/// The buffer with this in it.
+fn filled(mut buffer: Vec<u8>, bytes: &[u8]) -> Vec<u8> {
+    buffer.clear();
+    buffer.extend_from_slice(bytes);
+    buffer
+}
+
+/// Lanes in turn, beginning somewhere.
+#[derive(Clone, Copy)]
+struct Lanes {
+    /// Rotated right by `turn`.
+    left: u32,
+    turn: u32,
+}
+
+impl Iterator for Lanes {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let place = self.left.trailing_zeros();
+        (self.left != 0).then(|| {
+            self.left &= self.left - 1;
+            (place + self.turn) % WARP
+        })
     }
 }
 
@@ -536,7 +628,7 @@ pub unsafe fn word(address: u64) -> u64 {
 }
 
 /// What a panic in a kernel says.
-fn message_of(payload: Box<dyn Any + Send>) -> String {
+pub fn message_of(payload: Box<dyn Any + Send>) -> String {
     match payload.downcast::<FaultMessage>() {
         Ok(message) => message.0,
         Err(payload) => match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
@@ -544,17 +636,5 @@ fn message_of(payload: Box<dyn Any + Send>) -> String {
             (_, Some(text)) => format!("panic: {text}"),
             _ => "panic".to_owned(),
         },
-    }
-}
-
-impl block::Block {
-    /// Ends the mbarrier's phase if nothing is missing, and wakes who waits for it.
-    pub fn complete_phase(&mut self, offset: u32) {
-        let Some(mbarrier) = self.mbarriers.get_mut(&offset) else { return };
-        if mbarrier.try_complete() {
-            for thread in std::mem::take(&mut mbarrier.waiting) {
-                self.wake(thread, 0);
-            }
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! What kernels call. Every function panics outside an emulated thread.
 
-use crate::block::{BARRIERS, Block, SHARED_BASE, State, WARP};
+use crate::block::{BARRIERS, Block, SHARED_BASE, State, WARP, Warp};
 use crate::bulk::{self, Copy};
-use crate::collective::{Collective, Kind, Mbarrier};
+use crate::collective::{Barrier, Collective, Kind, Mbarrier, each_lane};
 use crate::scheduler::{CURRENT, Current, FaultMessage, Scheduler, word};
 use std::panic::resume_unwind;
 
@@ -20,10 +20,19 @@ fn parts(current: &Current) -> (&mut Scheduler<'static>, &mut Block) {
 
 /// Lets others run until this thread is woken; gives what it was woken with.
 fn suspend(current: &Current) -> u64 {
-    let yielder = parts(current).1.threads[current.thread as usize].yielder;
+    let block = parts(current).1;
+    let yielder = block.threads[current.thread as usize].yielder;
+    block.warps[(current.thread / WARP) as usize].stacks[(current.thread % WARP) as usize] =
+        (&raw const yielder).addr();
     // SAFETY: set at this coroutine's start, and alive as long as it runs.
     unsafe { (*yielder).suspend(()) };
-    parts(current).1.threads[current.thread as usize].result
+    parts(current).1.warps[(current.thread / WARP) as usize].results[(current.thread % WARP) as usize]
+}
+
+/// Waits for what `state` says.
+fn wait(current: &Current, state: State) -> u64 {
+    parts(current).1.park(current.thread, state);
+    suspend(current)
 }
 
 /// Ends the kernel, and with it all work of the device.
@@ -48,16 +57,12 @@ pub fn block_size() -> u32 {
 
 /// Blocks of the grid.
 pub fn grid_size() -> u32 {
-    let current = current();
-    let (scheduler, block) = parts(&current);
-    scheduler.grids[block.grid].as_ref().map_or(0, |grid| grid.launch.grid)
+    parts(&current()).1.grid_size
 }
 
 /// The device this runs on.
 pub fn device_ordinal() -> usize {
-    let current = current();
-    let (scheduler, block) = parts(&current);
-    scheduler.grids[block.grid].as_ref().map_or(0, |grid| grid.device)
+    parts(&current()).1.device
 }
 
 /// The virtual time.
@@ -65,7 +70,7 @@ pub fn now_ns() -> u64 {
     parts(&current()).0.now_ns
 }
 
-/// Waits for `threads` threads at the block's barrier `id`.
+/// Waits for `threads` threads at the block's barrier `id`: 0 to 15. `threads` is a multiple of 32, or the whole block.
 pub fn barrier(id: u32, threads: u32) {
     barrier_or(id, threads, false);
 }
@@ -74,28 +79,31 @@ pub fn barrier(id: u32, threads: u32) {
 pub fn barrier_or(id: u32, threads: u32, predicate: bool) -> bool {
     let current = current();
     let block = parts(&current).1;
-    if id as usize >= BARRIERS || threads == 0 || !threads.is_multiple_of(WARP) || threads > block.threads.len() as u32 {
-        let most = block.threads.len();
-        fault(format!("barrier {id} of {threads} threads: ids go to 15, threads are a multiple of 32 up to {most}"));
+    let size = block.threads.len() as u32;
+    let fits = threads != 0 && threads <= size && (threads.is_multiple_of(WARP) || threads == size);
+    if id as usize >= BARRIERS || !fits {
+        fault(format!(
+            "barrier {id} of {threads} threads: ids go to 15, threads are a multiple of 32 up to {size}"
+        ));
     }
     let barrier = &mut block.barriers[id as usize];
     if barrier.expected != 0 && barrier.expected != threads {
         let expected = barrier.expected;
         fault(format!("barrier {id} of {threads} threads, while others wait at it as one of {expected}"));
     }
+    let (warp, lane) = ((current.thread / WARP) as usize, current.thread % WARP);
     barrier.expected = threads;
     barrier.any |= predicate;
-    barrier.arrived.push(current.thread);
-    if barrier.arrived.len() < threads as usize {
-        block.park(current.thread, State::Barrier(id));
-        return suspend(&current) != 0;
+    barrier.count += 1;
+    if barrier.count < threads {
+        barrier.arrived[warp] |= 1 << lane;
+        return wait(&current, State::Barrier(id)) != 0;
     }
-    let any = barrier.any;
-    let arrived = std::mem::take(&mut barrier.arrived);
-    barrier.expected = 0;
-    barrier.any = false;
-    for &thread in arrived.iter().filter(|&&thread| thread != current.thread) {
-        block.wake(thread, any.into());
+    let Barrier { arrived, any, .. } = std::mem::replace(barrier, Barrier::EMPTY);
+    for (warp, &lanes) in arrived.iter().enumerate().filter(|&(_, &lanes)| lanes != 0) {
+        let results = &mut block.warps[warp].results;
+        each_lane(lanes, |lane| results[lane] = any.into());
+        block.wake_lanes(warp, lanes);
     }
     any
 }
@@ -104,37 +112,37 @@ pub fn barrier_or(id: u32, threads: u32, predicate: bool) -> bool {
 fn collective(kind: Kind, mask: u32, value: u64, source: u32) -> u64 {
     let current = current();
     let block = parts(&current).1;
-    let (warp, lane) = (current.thread / WARP, current.thread % WARP);
+    let (warp, lane) = ((current.thread / WARP) as usize, current.thread % WARP);
     if mask >> lane & 1 == 0 {
-        fault(format!("{kind:?} with lanes {mask:#010x}, called by lane {lane}"));
+        fault(format!("{kind} with lanes {mask:#010x}, called by lane {lane}"));
     }
-    let gone = if block.collectives[warp as usize].is_empty() { block.exited(warp) & mask } else { 0 };
-    if gone != 0 {
-        fault(format!("{kind:?} with lanes {mask:#010x}, of which {gone:#010x} have returned"));
+    let Warp { open, results, returned, .. } = &mut block.warps[warp];
+    // Masks may overlap: lanes that are ahead wait for one that still has something to do with others.
+    let same = |other: &Collective| (other.kind, other.mask) == (kind, mask);
+    if let Some(other) = open.iter().find(|other| !same(other) && other.is_crossed_by(lane, mask)) {
+        fault(format!("{kind} with lanes {mask:#010x}, while lanes of the warp are at {other}"));
     }
-    let open = &mut block.collectives[warp as usize];
-    let index = match open.iter().position(|other| other.mask & mask != 0) {
+    let index = match open.iter().position(same) {
         Some(index) => index,
+        None if mask & *returned != 0 => fault(format!(
+            "{kind} with lanes {mask:#010x}, of which {:#010x} have returned",
+            mask & *returned
+        )),
         None => {
             open.push(Collective::new(kind, mask));
             open.len() - 1
         }
     };
     let joined = &mut open[index];
-    if (joined.kind, joined.mask) != (kind, mask) {
-        let (other, lanes) = (joined.kind, joined.mask);
-        fault(format!("{kind:?} with lanes {mask:#010x}, while lanes of the warp are at {other:?} with {lanes:#010x}"));
-    }
     joined.arrive(lane, value, source);
     if !joined.is_complete() {
-        block.park(current.thread, State::Collective);
-        return suspend(&current);
+        return wait(&current, State::Collective);
     }
-    let done = open.swap_remove(index);
-    for other in (0..WARP).filter(|&other| mask >> other & 1 != 0 && other != lane) {
-        block.wake(warp * WARP + other, done.result(other));
-    }
-    done.result(lane)
+    joined.complete(results);
+    open.swap_remove(index);
+    let result = results[lane as usize];
+    block.wake_lanes(warp, mask & !(1 << lane));
+    result
 }
 
 /// Waits for the lanes in `mask`.
@@ -169,7 +177,9 @@ pub fn shared_pointer(offset: u32, bytes: usize) -> *mut u8 {
     let inside = offset.checked_sub(SHARED_BASE).filter(|&at| at as usize + bytes <= block.shared_bytes);
     let Some(at) = inside else {
         let limit = block.shared_bytes;
-        fault(format!("shared memory at {offset}, {bytes} bytes: the block has {limit} from {SHARED_BASE} on"));
+        fault(format!(
+            "shared memory at {offset}, {bytes} bytes: the block has {limit} from {SHARED_BASE} on"
+        ));
     };
     check_alignment(offset.into(), bytes, "shared memory");
     // SAFETY: within the block's memory, as just checked.
@@ -184,15 +194,17 @@ fn check_alignment(address: u64, bytes: usize, what: &str) {
 
 /// A fault unless `bytes` bytes of global memory at `address` lie in one live allocation, aligned to their size.
 pub fn check(address: u64, bytes: usize, what: &'static str) {
-    if !parts(&current()).0.is_live(address, bytes) {
-        fault(format!("{what} at {address:#x}, {bytes} bytes: not in live memory"));
+    let current = current();
+    let (scheduler, block) = parts(&current);
+    if let Err(reason) = scheduler.look_up(block.device, address, bytes) {
+        fault(format!("{what} at {address:#x}, {bytes} bytes: {reason}"));
     }
     check_alignment(address, bytes, what);
 }
 
 /// A store that others may wait for has happened.
 pub fn stored() {
-    parts(&current()).0.stores += 1;
+    parts(&current()).0.stored();
 }
 
 /// Lets others run, by chance.
@@ -211,7 +223,7 @@ pub fn wait_at_least(address: *const u64, at_least: u64, deadline_ns: u64) -> bo
     let address = address.expose_provenance() as u64;
     check(address, 8, "wait for a word");
     let current = current();
-    let (scheduler, block) = parts(&current);
+    let scheduler = parts(&current).0;
     // SAFETY: checked just now.
     if unsafe { word(address) } >= at_least {
         return true;
@@ -219,10 +231,19 @@ pub fn wait_at_least(address: *const u64, at_least: u64, deadline_ns: u64) -> bo
     if scheduler.now_ns > deadline_ns {
         return false;
     }
-    block.park(current.thread, State::Word { address, at_least, deadline_ns });
-    scheduler.polling.push((current.at, current.thread));
-    suspend(&current) != 0
+    scheduler.poll_for(current.at, current.thread, deadline_ns);
+    wait(&current, State::Word { address, at_least, deadline_ns }) != 0
 }
+
+/// For a polling loop written by hand: lets others run until something has been stored, or time has moved.
+pub fn spin() {
+    let current = current();
+    parts(&current).0.spinning.push((current.at, current.thread));
+    wait(&current, State::Spin);
+}
+
+/// Most bytes that a phase waits for (PTX ISA, "Valid range of tx-count").
+const MAX_BYTES: i64 = (1 << 20) - 1;
 
 /// The mbarrier at `offset`, or a fault.
 fn with_mbarrier(current: &Current, offset: u32) -> &mut Mbarrier {
@@ -238,7 +259,20 @@ pub fn mbarrier_init(offset: u32, arrivals: u32) {
     if arrivals == 0 || arrivals >= 1 << 20 {
         fault(format!("mbarrier at {offset}: {arrivals} arrivals, must be 1 to 2^20 - 1"));
     }
-    parts(&current()).1.mbarriers.insert(offset, Mbarrier::new(arrivals));
+    let replaced = parts(&current()).1.mbarriers.insert(offset, Mbarrier::new(arrivals));
+    if replaced.is_some() {
+        fault(format!("mbarrier at {offset}: initialised twice, without being invalidated in between"));
+    }
+}
+
+/// Ends the use of its memory as an mbarrier.
+pub fn mbarrier_invalidate(offset: u32) {
+    let current = current();
+    let waiting = with_mbarrier(&current, offset).waiting.len();
+    if waiting != 0 {
+        fault(format!("mbarrier at {offset}: invalidated while {waiting} threads wait for it"));
+    }
+    parts(&current).1.mbarriers.remove(&offset);
 }
 
 /// Arrives.
@@ -250,12 +284,27 @@ pub fn mbarrier_arrive(offset: u32) {
 pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
     let current = current();
     let mbarrier = with_mbarrier(&current, offset);
+    if mbarrier.bytes + i64::from(bytes) > MAX_BYTES {
+        fault(format!("mbarrier at {offset}: {} + {bytes} bytes, most are {MAX_BYTES}", mbarrier.bytes));
+    }
     if mbarrier.pending == 0 {
         fault(format!("mbarrier at {offset}: more arrivals than its {}", mbarrier.arrivals));
     }
     mbarrier.pending -= 1;
     mbarrier.bytes += i64::from(bytes);
-    parts(&current).1.complete_phase(offset);
+    let (scheduler, block) = parts(&current);
+    if block.complete_phase(offset) {
+        scheduler.stored();
+    }
+}
+
+/// Whether the phase of parity `parity` is over. If not it also is a [`spin`], so that it can be polled.
+pub fn mbarrier_test(offset: u32, parity: u32) -> bool {
+    let passed = with_mbarrier(&current(), offset).passed(parity);
+    if !passed {
+        spin();
+    }
+    passed
 }
 
 /// Waits until the phase of parity `parity` is over.
@@ -264,8 +313,7 @@ pub fn mbarrier_wait(offset: u32, parity: u32) {
     let mbarrier = with_mbarrier(&current, offset);
     if !mbarrier.passed(parity) {
         mbarrier.waiting.push(current.thread);
-        parts(&current).1.park(current.thread, State::Mbarrier(offset, parity));
-        suspend(&current);
+        wait(&current, State::Mbarrier(offset, parity));
     }
 }
 
@@ -281,6 +329,7 @@ fn issue(global: u64, shared: u32, bytes: u32, kind: bulk::Kind) {
     let current = current();
     let (scheduler, block) = parts(&current);
     block.copies += 1;
+    block.unwritten += u32::from(matches!(kind, bulk::Kind::Store { .. }));
     scheduler.copies.push(Copy { block: current.at, shared, global, bytes, kind, staged: None });
 }
 
@@ -294,14 +343,14 @@ pub fn bulk_load(shared_offset: u32, global: *const u8, bytes: u32, mbarrier: u3
 pub fn bulk_store(global: *mut u8, shared_offset: u32, bytes: u32) {
     let current = current();
     let thread = current.thread;
-    let group = parts(&current).1.threads[thread as usize].groups.add();
+    let group = parts(&current).1.groups[thread as usize].add();
     issue(global.expose_provenance() as u64, shared_offset, bytes, bulk::Kind::Store { thread, group });
 }
 
 /// Closes this thread's open group of stores.
 pub fn bulk_commit() {
     let current = current();
-    parts(&current).1.threads[current.thread as usize].groups.commit();
+    parts(&current).1.groups[current.thread as usize].commit();
 }
 
 /// Waits until at most `pending` of this thread's groups are not complete; or, with `read_only`, not read.
@@ -309,8 +358,7 @@ pub fn bulk_wait(pending: u32, read_only: bool) {
     let current = current();
     let block = parts(&current).1;
     let pending = pending as usize;
-    if !block.threads[current.thread as usize].groups.done(pending, read_only) {
-        block.park(current.thread, State::Bulk { pending, read_only });
-        suspend(&current);
+    if !block.groups[current.thread as usize].done(pending, read_only) {
+        wait(&current, State::Bulk { pending, read_only });
     }
 }

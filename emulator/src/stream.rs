@@ -2,8 +2,8 @@
 
 use crate::machine::Device;
 use crate::{Error, Fault};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A kernel's name and size.
 #[derive(Clone, Copy, Debug)]
@@ -62,14 +62,16 @@ impl Stream {
     /// Queues a kernel, which is called once for each thread.
     ///
     /// # Errors
-    /// [`Error::Launch`] if the device does not allow this size.
+    /// [`Error::Launch`] if the device does not allow this size: at least one block, of 1 to 1024 threads and at most
+    /// [`Options::shared_bytes_per_block`](crate::Options::shared_bytes_per_block) of shared memory.
     pub fn launch(&self, launch: Launch, kernel: Kernel) -> Result<(), Error> {
-        let refuse = |field, value, limit: String| Err(Error::Launch { name: launch.name, field, value, limit });
+        let refuse =
+            |field, value, limit: String| Err(Error::Launch { name: launch.name, field, value, limit });
         if launch.grid == 0 {
             return refuse("grid", 0, "at least 1".into());
         }
-        if launch.block == 0 || launch.block > MAX_THREADS || !launch.block.is_multiple_of(32) {
-            return refuse("block", launch.block as usize, format!("a multiple of 32 up to {MAX_THREADS}"));
+        if launch.block == 0 || launch.block > MAX_THREADS {
+            return refuse("block", launch.block as usize, format!("1 to {MAX_THREADS}"));
         }
         let limit = self.device.shared().options.shared_bytes_per_block;
         if launch.shared_bytes > limit {
@@ -79,7 +81,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Queues something for the engine's thread to do, such as a copy.
+    /// Queues something for the engine's thread to do, such as a copy. It must not block on the machine. If it panics,
+    /// that is a fault of the device.
     pub fn host_op(&self, operation: Box<dyn FnOnce() + Send>) {
         self.enqueue(Operation::Host(operation));
     }
@@ -111,8 +114,15 @@ impl Stream {
     }
 
     fn enqueue(&self, operation: Operation) {
-        self.device.shared().lock().enqueue(self.device.ordinal(), self.id, operation);
-        self.device.shared().changed.notify_all();
+        let shared = self.device.shared();
+        let refused = shared.lock().enqueue(self.device.ordinal(), self.id, operation);
+        match refused {
+            // Others may wait for this moment of a device that has failed.
+            Some(Operation::Record(event)) => event.reach(self.device.machine().now_ns()),
+            // Dropped here, without the lock: it may hold handles of the machine.
+            refused => drop(refused),
+        }
+        shared.changed.notify_all();
     }
 }
 
