@@ -107,21 +107,31 @@ impl Config {
         // The smaller of the two row sizes that move decides: a combined row is bf16.
         let row_bytes = self.hidden * self.element.bytes();
         if !row_bytes.is_multiple_of(16) {
-            let limit = format!("a row of {:?} is {row_bytes} bytes, and must be a multiple of 16", self.element);
+            let limit =
+                format!("a row of {:?} is {row_bytes} bytes, and must be a multiple of 16", self.element);
             return Err(refuse("hidden", self.hidden, limit));
         }
         let most_rows = ranks as u64 * self.tokens as u64;
         let rows = self.receive_rows.map_or(most_rows, u64::from);
         if rows > most_rows {
-            return Err(refuse("receive_rows", rows, format!("ranks · tokens = {most_rows} is the most there can be")));
+            return Err(refuse(
+                "receive_rows",
+                rows,
+                format!("ranks · tokens = {most_rows} is the most there can be"),
+            ));
         }
         let widest = u64::from(self.topk.max(self.element.scales(self.hidden)));
         if most_rows * widest >= MAX_SLOTS {
-            let limit = format!("ranks · tokens · {widest} (slots or scales of a row) must be below {MAX_SLOTS}");
+            let limit =
+                format!("ranks · tokens · {widest} (slots or scales of a row) must be below {MAX_SLOTS}");
             return Err(refuse("tokens", self.tokens, limit));
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(86400) {
-            return Err(refuse("timeout", format!("{:?}", self.timeout), "must be above 0 and at most a day"));
+            return Err(refuse(
+                "timeout",
+                format!("{:?}", self.timeout),
+                "must be above 0 and at most a day",
+            ));
         }
         if self.sms == Some(0) {
             return Err(refuse("sms", 0, "must be at least 1"));

@@ -104,7 +104,9 @@ pub enum Error {
     #[error("this exchange failed earlier and cannot go on: make a new group")]
     Failed,
     /// Two GPUs cannot map each other's memory.
-    #[error("GPU {from} cannot access the memory of GPU {to}: no NVLink and no peer access over PCIe between them")]
+    #[error(
+        "GPU {from} cannot access the memory of GPU {to}: no NVLink and no peer access over PCIe between them"
+    )]
     NoPeerAccess {
         /// The GPU that would read and write.
         from: usize,

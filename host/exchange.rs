@@ -95,8 +95,11 @@ struct Staging {
 
 /// The most warps, with two stages each, whose shared memory fits; one stage where two never do.
 fn fit(most_warps: u32, limit: u32, stage_bytes: u32, bytes: impl Fn(Staging) -> u32) -> Option<Staging> {
-    let sizes = [2, 1].into_iter().flat_map(|stages| (1..=most_warps).rev().map(move |warps| (warps, stages)));
-    sizes.map(|(warps, stages)| Staging { warps, stages, stage_bytes }).find(|staging| bytes(*staging) <= limit)
+    let sizes =
+        [2, 1].into_iter().flat_map(|stages| (1..=most_warps).rev().map(move |warps| (warps, stages)));
+    sizes
+        .map(|(warps, stages)| Staging { warps, stages, stage_bytes })
+        .find(|staging| bytes(*staging) <= limit)
 }
 
 impl Exchange {
@@ -330,8 +333,16 @@ impl Exchange {
         let rows: Vec<u32> = gpu.download(stream, received.rows(), 1)?;
         Ok(Counts {
             rows: rows[0],
-            tokens_per_source: gpu.download(stream, received.tokens_per_source(), self.shape.ranks as usize)?,
-            tokens_per_expert: gpu.download(stream, received.tokens_per_expert(), self.local_experts() as usize)?,
+            tokens_per_source: gpu.download(
+                stream,
+                received.tokens_per_source(),
+                self.shape.ranks as usize,
+            )?,
+            tokens_per_expert: gpu.download(
+                stream,
+                received.tokens_per_expert(),
+                self.local_experts() as usize,
+            )?,
         })
     }
 

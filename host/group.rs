@@ -44,7 +44,10 @@ impl Group {
         let state = State { slots: (0..ranks).map(|_| None).collect(), ..State::default() };
         let board = Arc::new(Board { state: Mutex::new(state) });
         let gpus = backend.open(ranks)?;
-        Ok((0..ranks).zip(gpus).map(|(rank, gpu)| Member { rank, ranks, gpu, board: board.clone() }).collect())
+        Ok((0..ranks)
+            .zip(gpus)
+            .map(|(rank, gpu)| Member { rank, ranks, gpu, board: board.clone() })
+            .collect())
     }
 }
 
@@ -84,7 +87,8 @@ impl Member {
         self.gpu.notify();
         self.wait(timeout, |state| state.full).ok_or_else(late)?;
         let values = self.board.change(|state| {
-            let values = state.slots.iter().flatten().filter_map(|slot| slot.downcast_ref::<T>().cloned()).collect();
+            let values =
+                state.slots.iter().flatten().filter_map(|slot| slot.downcast_ref::<T>().cloned()).collect();
             state.readers -= 1;
             if state.readers == 0 {
                 state.full = false;

@@ -25,7 +25,8 @@ fn exchange_once(exchange: &mut Exchange, stream: &Stream, topk_idx: &[i32]) -> 
     let x = gpu.upload(&vec![bf16::ONE; tokens * hidden])?;
     let ids = gpu.upload(topk_idx)?;
     let weights = gpu.upload(&vec![1f32; topk_idx.len()])?;
-    let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &weights, tokens: tokens as u32 };
+    let input =
+        Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &weights, tokens: tokens as u32 };
     let received = exchange.dispatch(stream, &input)?;
     let counts = exchange.counts(stream, &received)?;
     gpu.copy(stream, received.x(), received.outputs(), counts.rows as usize * hidden * 2)?;
@@ -97,7 +98,8 @@ fn expert_ids_out_of_range_send_nothing_and_the_exchange_goes_on() {
             let stream = exchange.gpu().stream().expect("a stream");
             let ids = if rank == 0 { [0, 1, 7, id] } else { [0, 1, 2, 3] };
             let first = text(exchange_once(&mut exchange, &stream, &ids));
-            let second = exchange_once(&mut exchange, &stream, &[0, 7, 4, -1]).expect("a good call after a bad one");
+            let second =
+                exchange_once(&mut exchange, &stream, &[0, 7, 4, -1]).expect("a good call after a bad one");
             // Token 0 went to both ranks, token 1 to one.
             assert_eq!((second[0].to_f32(), second[64].to_f32()), (2.0, 1.0));
             first
@@ -233,13 +235,18 @@ fn more_memory_than_there_is() {
     let config = Config { timeout: Duration::from_millis(200), ..Config::new(8, 2, 8192, 64) };
     let errors = on_ranks(members, |member| text(Exchange::new(member, &config)));
     let bytes = tokenrail::bytes_for(&config, 2).expect("good settings");
-    assert!(errors[0].starts_with(&format!("allocating emulated memory failed: {bytes} bytes:")), "{}", errors[0]);
+    assert!(
+        errors[0].starts_with(&format!("allocating emulated memory failed: {bytes} bytes:")),
+        "{}",
+        errors[0]
+    );
 }
 
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_backend_that_was_not_built() {
-    let expected = "the CUDA backend is not available: this build is without it; build with `--features cuda`";
+    let expected =
+        "the CUDA backend is not available: this build is without it; build with `--features cuda`";
     assert_eq!(text(Group::in_process(2, &Backend::cuda()).map(drop)), expected);
     assert_eq!(text(Backend::cuda_devices()), expected);
 }

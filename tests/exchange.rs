@@ -65,7 +65,10 @@ fn without_bulk_copies() {
 
 #[test]
 fn more_blocks_than_tokens() {
-    check(&case(Config { sms: Some(7), ..Config::new(8, 2, 32, 4) }, &[&[4, 2], &[0, 1]], 0), &Backend::emulator(11));
+    check(
+        &case(Config { sms: Some(7), ..Config::new(8, 2, 32, 4) }, &[&[4, 2], &[0, 1]], 0),
+        &Backend::emulator(11),
+    );
 }
 
 #[test]

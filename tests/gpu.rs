@@ -53,7 +53,9 @@ fn fp8_with_several_ranks() {
 #[test]
 fn odd_shapes() {
     on_gpus(|backend| {
-        for (experts, topk, hidden, tokens) in [(5, 5, 8, 33), (1000, 32, 24, 65), (7, 1, 20008, 20), (3, 2, 7168, 1)] {
+        for (experts, topk, hidden, tokens) in
+            [(5, 5, 8, 33), (1000, 32, 24, 65), (7, 1, 20008, 20), (3, 2, 7168, 1)]
+        {
             let config = Config { sms: Some(5), ..Config::new(experts, topk, hidden, tokens) };
             let tokens = rounds(4, tokens as usize);
             check(&Case { config, tokens, mask_one_in: 5, seed: 3 }, backend);

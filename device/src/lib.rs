@@ -9,7 +9,10 @@
 //! * [`quantize`]: bf16 rows to FP8 with scales
 //! * [`workload`]: the known expert function and the copy kernels that measurements and checks use
 #![no_std]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx)
+)]
 
 pub mod gpu;
 pub mod kernel;

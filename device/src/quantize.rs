@@ -48,11 +48,8 @@ unsafe fn quantize(args: QuantizeArgs) {
                 let packed = if inside { mem::load_u64(args.x.offset(2 * at)) } else { 0 };
                 let [a, b] = bf16x2_to_f32(packed as u32);
                 let [c, d] = bf16x2_to_f32((packed >> 32) as u32);
-                let mut amax = AMAX_FLOOR;
-                for value in [a, b, c, d] {
-                    let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
-                    amax = if magnitude > amax { magnitude } else { amax };
-                }
+                // One by one: a loop over an array goes through local memory.
+                let amax = larger(larger(larger(larger(AMAX_FLOOR, a), b), c), d);
                 let amax = warp::max_f32(amax);
                 let scale = E4M3_MAX / amax;
                 if inside {
@@ -66,4 +63,10 @@ unsafe fn quantize(args: QuantizeArgs) {
             }
         }
     }
+}
+
+/// `amax`, or the magnitude of `value` if that is larger. A NaN is not.
+fn larger(amax: f32, value: f32) -> f32 {
+    let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
+    if magnitude > amax { magnitude } else { amax }
 }

@@ -78,9 +78,9 @@ impl Regions {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
-    /// u64 `[source]`: epoch of the dispatch whose counts from `source` have arrived.
+    /// u64 `[source]`: epoch of the dispatch whose counts of tokens per rank from `source` have arrived.
     pub count_flags: u64,
-    /// u64 `[source]`: epoch of the dispatch whose rows from `source` have arrived.
+    /// u64 `[source]`: epoch of the dispatch whose rows, and counts per expert, from `source` have arrived.
     pub data_flags: u64,
     /// u64 `[owner]`: epoch of the combine for which `owner`'s expert outputs are ready.
     pub ready_flags: u64,
@@ -144,8 +144,10 @@ pub struct WorkspaceLayout {
     pub report_claim: u64,
     /// u64 `[rank]`: addresses of the arenas as this GPU sees them.
     pub peers: u64,
-    /// u32 `[block, ranks + experts + 1]`: tokens to each rank, to each expert, and whether an input was invalid.
+    /// u32 `[block, ranks + 1]`: tokens to each rank, and whether an input was invalid.
     pub block_counts: u64,
+    /// u32 `[expert]`: tokens to each expert, zero between dispatches.
+    pub expert_counts: u64,
     /// u32 `[block, rank]`: tokens to each rank from the blocks before.
     pub block_base: u64,
     /// u64 `[token, route_width]`: rank << 32 | row there, ascending by rank, then [`NO_ROUTE`].
@@ -172,7 +174,8 @@ impl WorkspaceLayout {
             arrived: regions.take(4),
             report_claim: regions.take(4),
             peers: regions.take(8 * ranks),
-            block_counts: regions.take(blocks * 4 * Self::block_count_words(shape) as u64),
+            block_counts: regions.take(blocks * 4 * (ranks + 1)),
+            expert_counts: regions.take(4 * shape.experts as u64),
             block_base: regions.take(blocks * 4 * ranks),
             routes: regions.take(shape.tokens as u64 * 8 * shape.route_width() as u64),
             received: regions.take(4),
@@ -180,11 +183,6 @@ impl WorkspaceLayout {
             tokens_per_expert: regions.take(4 * shape.experts_per_rank() as u64),
             bytes: regions.0,
         }
-    }
-
-    /// Words of one block's counts.
-    pub const fn block_count_words(shape: &Shape) -> u32 {
-        shape.ranks + shape.experts + 1
     }
 }
 
@@ -271,7 +269,14 @@ impl Report {
     }
 
     /// A report without token and slot.
-    pub const fn new(failure: Failure, phase: Phase, peer: u32, epoch: u64, expected: u64, seen: u64) -> Self {
+    pub const fn new(
+        failure: Failure,
+        phase: Phase,
+        peer: u32,
+        epoch: u64,
+        expected: u64,
+        seen: u64,
+    ) -> Self {
         Self {
             failure: failure as u64,
             phase: phase as u64,
@@ -311,7 +316,8 @@ impl Exchange {
     pub unsafe fn fail(&self, report: Report) {
         // SAFETY: the claim word and the report are where the contract says; only the claimant writes.
         unsafe {
-            if mem::compare_exchange_acq_rel_gpu_u32(self.workspace.offset(self.work.report_claim), 0, 1) != 0 {
+            if mem::compare_exchange_acq_rel_gpu_u32(self.workspace.offset(self.work.report_claim), 0, 1) != 0
+            {
                 return;
             }
             mem::store_u64(self.report.long(1), report.phase);
@@ -331,7 +337,14 @@ impl Exchange {
     ///
     /// # Safety
     /// See [`Exchange::peer`].
-    pub unsafe fn wait_flag(&self, flags: u64, peer: u32, epoch: u64, deadline_ns: u64, phase: Phase) -> bool {
+    pub unsafe fn wait_flag(
+        &self,
+        flags: u64,
+        peer: u32,
+        epoch: u64,
+        deadline_ns: u64,
+        phase: Phase,
+    ) -> bool {
         // SAFETY: `flags` is the offset of a region with a flag for every rank.
         unsafe {
             let flag = self.own().offset(flags).long(peer);

@@ -86,7 +86,9 @@ fn start() -> Result<usize, Error> {
     let status = unsafe { driver::cuInit(0) };
     if status != 0 {
         let name = driver::status_name(status);
-        return Err(unavailable(format!("the driver does not start: {name}; is the NVIDIA driver installed and loaded?")));
+        return Err(unavailable(format!(
+            "the driver does not start: {name}; is the NVIDIA driver installed and loaded?"
+        )));
     }
     match cust::device::Device::num_devices() {
         Ok(0) => Err(unavailable("the driver sees no device".into())),
@@ -98,7 +100,9 @@ fn start() -> Result<usize, Error> {
 fn attribute(ordinal: usize, attribute: c_int) -> Result<u32, Error> {
     let mut value = 0;
     // SAFETY: writes one integer. The driver's device handles are the ordinals.
-    check("cuDeviceGetAttribute", unsafe { driver::cuDeviceGetAttribute(&mut value, attribute, ordinal as c_int) })?;
+    check("cuDeviceGetAttribute", unsafe {
+        driver::cuDeviceGetAttribute(&mut value, attribute, ordinal as c_int)
+    })?;
     Ok(value as u32)
 }
 
@@ -135,7 +139,8 @@ pub fn open(options: &CudaOptions, ranks: u32) -> Result<Vec<Gpu>, Error> {
     }
     let used = &devices[..devices.len().min(ranks as usize)];
     let lane = options.lane.as_deref();
-    let cards = used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let cards =
+        used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
     for from in &cards {
         for to in cards.iter().filter(|to| to.ordinal != from.ordinal) {
             from.map_peer(to)?;
@@ -169,12 +174,17 @@ impl Card {
         CurrentContext::set_current(&context).map_err(refused("cuCtxSetCurrent"))?;
         let description = describe(ordinal, 1)?;
         let capability = description.capability;
-        let (_, code) = images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
-            device: description.name,
-            major: capability / 10,
-            minor: capability % 10,
-            built: KERNEL_IMAGES.iter().map(|image| format!("sm_{} ({})", image.sm, image.lane)).collect::<Vec<_>>().join(", "),
-        })?;
+        let (_, code) =
+            images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
+                device: description.name,
+                major: capability / 10,
+                minor: capability % 10,
+                built: KERNEL_IMAGES
+                    .iter()
+                    .map(|image| format!("sm_{} ({})", image.sm, image.lane))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
         let module = match code {
             Code::Cubin(cubin) => Module::from_cubin(cubin, &[]),
             Code::Ptx(ptx) => Module::from_ptx(ptx, &[]),
@@ -190,7 +200,8 @@ impl Card {
             let bytes = description.shared_bytes as c_int;
             // Also makes the driver load the kernel now: a lazy load at launch waits for the whole device.
             // SAFETY: the function is of a loaded module of the current context.
-            let status = unsafe { driver::cuFuncSetAttribute(function.0, driver::FUNCTION_SHARED_BYTES, bytes) };
+            let status =
+                unsafe { driver::cuFuncSetAttribute(function.0, driver::FUNCTION_SHARED_BYTES, bytes) };
             check("cuFuncSetAttribute", status)?;
             functions.insert(name, function);
         }
@@ -319,7 +330,10 @@ impl Device for CudaDevice {
             (Some(from), Some(to)) => {
                 to.elapsed_time_f32(from).map(f64::from).map_err(refused("measuring between two events"))
             }
-            _ => Err(Error::Device { call: "looking an event up".into(), reason: "it has been dropped".into() }),
+            _ => Err(Error::Device {
+                call: "looking an event up".into(),
+                reason: "it has been dropped".into(),
+            }),
         }
     }
 
@@ -351,14 +365,19 @@ impl Device for CudaDevice {
 
     fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), Error> {
         // SAFETY: callers keep the range alive until the stream has come this far.
-        check("cuMemsetD8Async", unsafe { driver::cuMemsetD8Async(to, byte, bytes, raw(&*self.get(stream)?)) })
+        check("cuMemsetD8Async", unsafe {
+            driver::cuMemsetD8Async(to, byte, bytes, raw(&*self.get(stream)?))
+        })
     }
 
     unsafe fn launch(&self, stream: Handle, launch: &Launch) -> Result<(), Error> {
         let stream = self.get(stream)?;
         let function = self.card.functions.get(launch.name).ok_or_else(|| Error::Unavailable {
             what: format!("kernel {}", launch.name),
-            why: format!("the kernels loaded for GPU {} are without it; bulk copies need sm_90", self.card.ordinal),
+            why: format!(
+                "the kernels loaded for GPU {} are without it; bulk copies need sm_90",
+                self.card.ordinal
+            ),
         })?;
         let grid = launch.grid;
         let mut parameters = [launch.args.cast_mut().cast::<c_void>()];

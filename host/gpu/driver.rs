@@ -36,7 +36,8 @@ unsafe extern "C" {
     pub fn cuMemFree_v2(address: DevicePointer) -> Status;
     pub fn cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, flags: c_uint) -> Status;
     pub fn cuMemFreeHost(address: *mut c_void) -> Status;
-    pub fn cuMemcpyAsync(to: DevicePointer, from: DevicePointer, bytes: usize, stream: *mut c_void) -> Status;
+    pub fn cuMemcpyAsync(to: DevicePointer, from: DevicePointer, bytes: usize, stream: *mut c_void)
+    -> Status;
     pub fn cuMemsetD8Async(to: DevicePointer, byte: u8, bytes: usize, stream: *mut c_void) -> Status;
     pub fn cuStreamSynchronize(stream: *mut c_void) -> Status;
     pub fn cuLaunchKernel(

@@ -143,14 +143,20 @@ impl Device for EmulatedDevice {
 
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
         // SAFETY: callers pass memory they own, as large as this, which no kernel uses yet.
-        unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        unsafe {
+            with_exposed_provenance_mut::<u8>(to as usize)
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
         Ok(())
     }
 
     fn read(&self, stream: Handle, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.synchronize(stream)?;
         // SAFETY: callers pass memory as large as this; the stream has ended writing it.
-        unsafe { with_exposed_provenance::<u8>(from as usize).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        unsafe {
+            with_exposed_provenance::<u8>(from as usize)
+                .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
+        };
         Ok(())
     }
 

@@ -20,7 +20,8 @@ pub fn select<'a>(
     lane: Option<&str>,
 ) -> Option<(&'a KernelImage, Code<'a>)> {
     let wanted = |image: &&KernelImage| lane.map_or(image.preferred, |lane| image.lane == lane);
-    let image = images.iter().filter(wanted).filter(|image| image.sm <= capability).max_by_key(|image| image.sm)?;
+    let image =
+        images.iter().filter(wanted).filter(|image| image.sm <= capability).max_by_key(|image| image.sm)?;
     let code = match image.cubin {
         Some(cubin) if image.sm / 10 == capability / 10 => Code::Cubin(cubin),
         _ => Code::Ptx(image.ptx),
@@ -32,7 +33,12 @@ pub fn select<'a>(
 mod tests {
     use super::*;
 
-    const fn image(sm: u32, lane: &'static str, preferred: bool, cubin: Option<&'static [u8]>) -> KernelImage {
+    const fn image(
+        sm: u32,
+        lane: &'static str,
+        preferred: bool,
+        cubin: Option<&'static [u8]>,
+    ) -> KernelImage {
         KernelImage { sm, lane, preferred, ptx: "ptx", cubin, kernels: &[] }
     }
 
@@ -44,7 +50,8 @@ mod tests {
     ];
 
     fn chosen(capability: u32, lane: Option<&str>) -> Option<(u32, &'static str, bool)> {
-        select(IMAGES, capability, lane).map(|(image, code)| (image.sm, image.lane, matches!(code, Code::Cubin(_))))
+        select(IMAGES, capability, lane)
+            .map(|(image, code)| (image.sm, image.lane, matches!(code, Code::Cubin(_))))
     }
 
     #[test]

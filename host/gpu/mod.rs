@@ -404,7 +404,9 @@ impl HostBuffer {
     /// Zeroes `N` words. For while the device does not use them.
     pub(crate) fn clear<const N: usize>(&self) {
         // SAFETY: as in `read`.
-        unsafe { std::ptr::with_exposed_provenance_mut::<[u64; N]>(self.address as usize).write_volatile([0; N]) }
+        unsafe {
+            std::ptr::with_exposed_provenance_mut::<[u64; N]>(self.address as usize).write_volatile([0; N])
+        }
     }
 }
 

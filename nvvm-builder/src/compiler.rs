@@ -94,16 +94,16 @@ impl Compiler {
         })
     }
 
-    /// Builds the crate for one architecture.
+    /// Builds the crate for one architecture; `locked` if it has a lock file to go by.
     pub fn build(
         &self,
         crate_dir: &Path,
         features: &[String],
+        locked: bool,
         arch: Arch,
         target_dir: &Path,
     ) -> Result<DeviceCode, Error> {
         std::fs::create_dir_all(target_dir).map_err(Error::io(target_dir))?;
-        let manifest = crate_dir.join("Cargo.toml");
         let (ir, ptx) = (target_dir.join("module.ll"), target_dir.join("module.ptx"));
 
         let mut cargo = self.cargo_command();
@@ -120,7 +120,7 @@ impl Compiler {
             .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "false")
             .args(["rustc", "--lib", "--crate-type=cdylib", "--release", "--target", TARGET])
             .arg("--manifest-path")
-            .arg(&manifest)
+            .arg(crate_dir.join("Cargo.toml"))
             .arg("--target-dir")
             .arg(target_dir);
         if self.build_core {
@@ -129,7 +129,7 @@ impl Compiler {
         if !features.is_empty() {
             cargo.arg("--features").arg(features.join(","));
         }
-        if self.lock_file(&manifest).is_some() {
+        if locked {
             cargo.arg("--locked");
         }
         cargo.arg("--").arg(format!("--emit=asm={},llvm-ir={}", ptx.display(), ir.display()));
@@ -186,7 +186,7 @@ fn rustc_flags(arch: Arch) -> Vec<String> {
         format!("-Ctarget-feature=+ptx{major}{minor}"),
         // After fat LTO there is nothing to link.
         "-Clinker-flavor=llbc".to_owned(),
-        "-Clinker=/bin/true".to_owned(),
+        "-Clinker=true".to_owned(),
         "-Zunstable-options".to_owned(),
         // It makes copies of a barrier for the branches before it, and threads that take different branches then wait
         // at different barriers.
@@ -207,11 +207,12 @@ fn is_libcore(name: &OsString) -> bool {
 }
 
 /// Variables that cargo sets for a build script, or that steer the build of the host. Where crates come from (the
-/// home, the network, registries) is the same for both builds.
+/// home, the network, registries) and how many jobs may run (`-j`, a jobserver) is the same for both builds.
 fn is_outer_cargos(name: &OsString) -> bool {
-    const KEPT: [&str; 7] = [
+    const KEPT: [&str; 8] = [
         "CARGO_HOME",
         "CARGO_HTTP_",
+        "CARGO_MAKEFLAGS",
         "CARGO_NET_",
         "CARGO_REGISTRY_",
         "CARGO_REGISTRIES_",
@@ -264,7 +265,9 @@ mod tests {
         {
             assert!(removed(name), "{name}");
         }
-        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "PATH", "RUSTUP_TOOLCHAIN", "HOSTNAME"] {
+        for name in
+            ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_MAKEFLAGS", "PATH", "RUSTUP_TOOLCHAIN", "HOSTNAME"]
+        {
             assert!(!removed(name), "{name}");
         }
     }

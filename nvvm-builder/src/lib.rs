@@ -280,8 +280,13 @@ impl NvvmBuilder {
         let libnvvm = libnvvm.ok();
         let ptxas = Ptxas::find(&self.env)?.map_err(|reason| warnings.push(reason)).ok();
 
+        let lock_file = compiler.lock_file(&manifest);
+        let locked = lock_file.is_some();
+
         let mut watched = vec![crate_dir.clone()];
-        watched.extend(compiler.lock_file(&manifest));
+        watched.extend(lock_file);
+        // A bare `rustc` is the outer build's own, and a change of that one makes everything anew.
+        watched.extend(Some(compiler.rustc.clone()).filter(|rustc| rustc.is_absolute()));
         watched.extend(libnvvm.as_ref().map(|libnvvm| libnvvm.path.clone()));
         watched.extend(ptxas.as_ref().map(|ptxas| ptxas.path.clone()));
         rerun_if_changed(&watched);
@@ -290,7 +295,7 @@ impl NvvmBuilder {
         let modules: Vec<Result<DeviceCode, Error>> = std::thread::scope(|scope| {
             let build = |arch| {
                 let target_dir = out_dir.join(format!("device-{arch}"));
-                compiler.build(&crate_dir, &self.features, arch, &target_dir)
+                compiler.build(&crate_dir, &self.features, locked, arch, &target_dir)
             };
             let threads: Vec<_> = archs.iter().map(|&arch| scope.spawn(move || build(arch))).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {

@@ -26,14 +26,16 @@ pub struct Case {
 pub fn check(case: &Case, backend: &Backend) {
     let ranks = case.tokens[0].len();
     let placement = Placement::new(ranks, case.config.experts as usize).unwrap();
-    let rounds: Vec<Round> = (0..case.tokens.len()).map(|round| Round::new(case, round, &placement)).collect();
+    let rounds: Vec<Round> =
+        (0..case.tokens.len()).map(|round| Round::new(case, round, &placement)).collect();
     let members = Group::in_process(ranks as u32, backend).unwrap();
     std::thread::scope(|scope| {
         for member in members {
             scope.spawn(|| {
                 let mut exchange = Exchange::new(member, &case.config).unwrap();
                 let stream = exchange.gpu().stream().unwrap();
-                let kept: Vec<_> = rounds.iter().map(|round| round.run(&mut exchange, &stream, &placement)).collect();
+                let kept: Vec<_> =
+                    rounds.iter().map(|round| round.run(&mut exchange, &stream, &placement)).collect();
                 // Memory is given back when all ranks are done: on a shared GPU that waits for every rank's kernels.
                 exchange.member().all_gather((), "end of the case", case.config.timeout).unwrap();
                 drop(kept);
@@ -54,8 +56,11 @@ fn routing(case: &Case, seed: u64, tokens: usize) -> Routing {
     let (topk, experts) = (case.config.topk as usize, case.config.experts as usize);
     // Hidden states are as good a source of numbers as any.
     let noise = oracle::hidden_states(seed ^ 0x5eed, tokens, 2 * topk);
-    let mut topk_idx: Vec<i32> =
-        noise.chunks(2).map(|pair| (u32::from(pair[0].to_bits()) * 31 + u32::from(pair[1].to_bits())) as usize % experts).map(|expert| expert as i32).collect();
+    let mut topk_idx: Vec<i32> = noise
+        .chunks(2)
+        .map(|pair| (u32::from(pair[0].to_bits()) * 31 + u32::from(pair[1].to_bits())) as usize % experts)
+        .map(|expert| expert as i32)
+        .collect();
     oracle::mask_some(&mut topk_idx, seed, case.mask_one_in);
     let topk_weights = noise.chunks(2).map(|pair| pair[1].to_f32()).collect();
     Routing { topk, topk_idx, topk_weights }
@@ -98,8 +103,14 @@ impl Round {
         let want = oracle::layout(batch, placement);
         let words = |view: View| gpu.download::<u32>(stream, view, view.bytes() / 4).unwrap();
         same("tokens_per_rank", rank, &words(layout.tokens_per_rank.view()), &want.tokens_per_rank);
-        same("layout's tokens_per_expert", rank, &words(layout.tokens_per_expert.view()), &want.tokens_per_expert);
-        let inside: Vec<u8> = gpu.download(stream, layout.is_token_in_rank.view(), want.is_token_in_rank.len()).unwrap();
+        same(
+            "layout's tokens_per_expert",
+            rank,
+            &words(layout.tokens_per_expert.view()),
+            &want.tokens_per_expert,
+        );
+        let inside: Vec<u8> =
+            gpu.download(stream, layout.is_token_in_rank.view(), want.is_token_in_rank.len()).unwrap();
         let want_inside: Vec<u8> = want.is_token_in_rank.iter().map(|&inside| inside.into()).collect();
         same("is_token_in_rank", rank, &inside, &want_inside);
 
@@ -116,11 +127,16 @@ impl Round {
         same("scales", rank, &bits(&scales_got), &bits(&expected.scales));
         let idx: Vec<i32> = gpu.download(stream, received.topk_idx(), expected.topk_idx.len()).unwrap();
         same("topk_idx", rank, &idx, &expected.topk_idx);
-        let weights: Vec<f32> = gpu.download(stream, received.topk_weights(), expected.topk_weights.len()).unwrap();
+        let weights: Vec<f32> =
+            gpu.download(stream, received.topk_weights(), expected.topk_weights.len()).unwrap();
         same("topk_weights", rank, &bits(&weights), &bits(&expected.topk_weights));
         let sources: Vec<i32> = gpu.download(stream, received.sources(), 2 * expected.tokens()).unwrap();
-        let want_sources: Vec<i32> =
-            expected.source_rank.iter().zip(&expected.source_token).flat_map(|(&rank, &token)| [rank, token]).collect();
+        let want_sources: Vec<i32> = expected
+            .source_rank
+            .iter()
+            .zip(&expected.source_token)
+            .flat_map(|(&rank, &token)| [rank, token])
+            .collect();
         same("sources", rank, &sources, &want_sources);
 
         gpu.fill(stream, received.outputs(), 0xa5).unwrap();

@@ -55,6 +55,11 @@ pub fn lane_strided(n: u32) -> Strided {
     Strided { next: lane(), end: n, step: WARP }
 }
 
+/// This warp's share of `0..n` when the block's warps divide it.
+pub fn warp_strided(n: u32) -> Strided {
+    Strided { next: warp_index(), end: n, step: warps() }
+}
+
 /// Every `step`th number from a start to an end; `core`'s `step_by` brings a panic along.
 #[derive(Clone, Copy)]
 pub struct Strided {

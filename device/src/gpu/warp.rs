@@ -55,3 +55,20 @@ pub fn max_f32(mut value: f32) -> f32 {
     }
     value
 }
+
+/// The sum of the values of the lanes up to and including this one, on all 32 lanes.
+pub fn inclusive_sum(mut value: u32) -> u32 {
+    let lane = thread::lane();
+    let mut distance = 1;
+    while distance < thread::WARP {
+        let below = shuffle(ALL, value, lane.wrapping_sub(distance) % thread::WARP);
+        value += if lane >= distance { below } else { 0 };
+        distance *= 2;
+    }
+    value
+}
+
+/// The sum of all 32 lanes' values, on every lane.
+pub fn sum(value: u32) -> u32 {
+    shuffle(ALL, inclusive_sum(value), thread::WARP - 1)
+}

@@ -2,7 +2,8 @@
 //!
 //! A block owns a contiguous range of tokens and goes through four phases:
 //! 1. **count** its tokens per rank and expert, and each token's place among the block's tokens for a rank;
-//! 2. **announce**: the last block to arrive adds up, and writes this rank's row of counts to every peer;
+//! 2. **announce**: the last block to arrive adds up, and writes this rank's row of counts to every peer (those per
+//!    expert after its flag: nobody waits for them yet);
 //! 3. **plan**: with the counts of all ranks the row of every token on its destination is known;
 //! 4. **send** the rows; the last block to finish signals every peer and waits for their signals.
 //!
@@ -65,7 +66,7 @@ unsafe fn dispatch_plain(args: DispatchArgs) {
 /// Offsets in a block's dynamic shared memory, from its base.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared {
-    /// u32 `[rank]`: the block's tokens to each rank; once announced, this rank's.
+    /// u32 `[rank]`: the block's tokens to each rank; in the announcing block then this rank's.
     pub totals: u32,
     /// u32 `[rank]`: first row there of this block's tokens.
     pub base: u32,
@@ -90,7 +91,15 @@ impl Shared {
         let experts = warp_counts + 4 * shape.ranks * warps;
         let barriers = (experts + 4 * shape.experts).next_multiple_of(8);
         let buffers = (barriers + 8 * warps * stages).next_multiple_of(128);
-        Self { totals, base, warp_counts, experts, barriers, stages: buffers, bytes: buffers + warps * stages * stage_bytes }
+        Self {
+            totals,
+            base,
+            warp_counts,
+            experts,
+            barriers,
+            stages: buffers,
+            bytes: buffers + warps * stages * stage_bytes,
+        }
     }
 
     const fn at(self, base: u32) -> Self {
@@ -198,20 +207,25 @@ unsafe fn count(block: &Block) {
                 }
                 let votes = warp::ballot(warp::ALL, mask >> (rank % 32) & 1 != 0);
                 if thread::lane() == 0 {
-                    shared::store_u32(warp_counts + 4 * (thread::warp_index() * ranks + rank), votes.count_ones());
+                    shared::store_u32(
+                        warp_counts + 4 * (thread::warp_index() * ranks + rank),
+                        votes.count_ones(),
+                    );
                 }
             }
             block::barrier();
-            // Each count becomes the sum of those before it.
-            for rank in thread::strided(ranks) {
-                let mut sum = shared::load_u32(totals + 4 * rank);
-                for warp in 0..thread::warps() {
-                    let at = warp_counts + 4 * (warp * ranks + rank);
-                    let counted = shared::load_u32(at);
-                    shared::store_u32(at, sum);
-                    sum += counted;
+            // Each count becomes the sum of those before it; a lane has a warp's.
+            for rank in thread::warp_strided(ranks) {
+                let at = warp_counts + 4 * (thread::lane() * ranks + rank);
+                let counted = if thread::lane() < thread::warps() { shared::load_u32(at) } else { 0 };
+                let before = shared::load_u32(totals + 4 * rank);
+                let sum = before + warp::inclusive_sum(counted);
+                if thread::lane() < thread::warps() {
+                    shared::store_u32(at, sum - counted);
                 }
-                shared::store_u32(totals + 4 * rank, sum);
+                if thread::lane() == thread::WARP - 1 {
+                    shared::store_u32(totals + 4 * rank, sum);
+                }
             }
             block::barrier();
 
@@ -237,16 +251,20 @@ unsafe fn count(block: &Block) {
         }
 
         let invalid = block::barrier_or(invalid);
-        let words = crate::wire::WorkspaceLayout::block_count_words(shape);
-        let counts = block.work(args.exchange.work.block_counts).word(thread::block_index() * words);
+        let counts = block.work(args.exchange.work.block_counts).word(thread::block_index() * (ranks + 1));
         for rank in thread::strided(ranks) {
             mem::store_u32(counts.word(rank), shared::load_u32(totals + 4 * rank));
         }
-        for expert in thread::strided(shape.experts) {
-            mem::store_u32(counts.word(ranks + expert), shared::load_u32(experts + 4 * expert));
-        }
         if block::is_first_thread() {
-            mem::store_u32(counts.word(ranks + shape.experts), invalid as u32);
+            mem::store_u32(counts.word(ranks), invalid as u32);
+        }
+        let expert_counts = block.work(args.exchange.work.expert_counts);
+        for expert in thread::strided(shape.experts) {
+            let counted = shared::load_u32(experts + 4 * expert);
+            if counted != 0 {
+                // Relaxed: read after the blocks have met.
+                mem::fetch_add_relaxed_gpu_u32(expert_counts.word(expert), counted);
+            }
         }
     }
 }
@@ -285,57 +303,62 @@ unsafe fn count_experts(block: &Block, token: u32) -> bool {
 unsafe fn announce(block: &Block) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
-    let Shared { totals, experts, .. } = block.shared;
+    let totals = block.shared.totals;
     let ranks = shape.ranks;
-    let words = crate::wire::WorkspaceLayout::block_count_words(shape);
     let block_counts = block.work(exchange.work.block_counts);
     let block_base = block.work(exchange.work.block_base);
+    let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
     // SAFETY: the contract of DispatchArgs; the blocks' counts were acquired at the meeting.
     unsafe {
-        for rank in thread::strided(ranks) {
-            let mut sum = 0;
-            for other in 0..thread::grid_size() {
-                mem::store_u32(block_base.word(other * ranks + rank), sum);
-                sum += mem::load_u32(block_counts.word(other * words + rank));
+        // A warp takes a rank, a lane a block.
+        for rank in thread::warp_strided(ranks) {
+            let mut total = 0;
+            let mut first = 0;
+            while first < thread::grid_size() {
+                let other = first + thread::lane();
+                let inside = other < thread::grid_size();
+                let counted =
+                    if inside { mem::load_u32(block_counts.word(other * (ranks + 1) + rank)) } else { 0 };
+                let sum = warp::inclusive_sum(counted);
+                if inside {
+                    mem::store_u32(block_base.word(other * ranks + rank), total + sum - counted);
+                }
+                total += warp::shuffle(warp::ALL, sum, thread::WARP - 1);
+                first += thread::WARP;
             }
-            shared::store_u32(totals + 4 * rank, sum);
-        }
-        for expert in thread::strided(shape.experts) {
-            let mut sum = 0;
-            for other in 0..thread::grid_size() {
-                sum += mem::load_u32(block_counts.word(other * words + ranks + expert));
+            if thread::lane() == 0 {
+                shared::store_u32(totals + 4 * rank, total);
             }
-            shared::store_u32(experts + 4 * expert, sum);
         }
         let mut invalid = false;
         for other in thread::strided(thread::grid_size()) {
-            invalid |= mem::load_u32(block_counts.word(other * words + ranks + shape.experts)) != 0;
+            invalid |= mem::load_u32(block_counts.word(other * (ranks + 1) + ranks)) != 0;
         }
         let invalid = block::barrier_or(invalid);
 
-        let row = shape.count_words();
-        let own = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
-        for peer in 0..ranks {
-            let to = exchange.peer(peer).offset(own);
-            for word in thread::strided(row) {
-                let value = if word < ranks {
-                    shared::load_u32(totals + 4 * word)
-                } else if word == ranks {
-                    invalid as u32
-                } else {
-                    let expert = peer * shape.experts_per_rank() + word - ranks - 1;
-                    if expert < shape.experts { shared::load_u32(experts + 4 * expert) } else { 0 }
-                };
+        for peer in thread::warp_strided(ranks) {
+            let to = exchange.peer(peer).offset(own_counts);
+            for word in thread::lane_strided(ranks + 1) {
+                let value = if word < ranks { shared::load_u32(totals + 4 * word) } else { invalid as u32 };
                 mem::store_u32(to.word(word), value);
             }
+            warp::barrier(warp::ALL);
+            if thread::lane() == 0 {
+                // Partner: `plan`'s wait for count_flags on `peer` (acquire, sys). What it releases: this warp's
+                // stores, by way of the warp's barrier; the own rank's flag also carries `block_base` to the other
+                // blocks, by way of the block's.
+                let flag = exchange.peer(peer).offset(exchange.arena.count_flags).long(exchange.rank);
+                mem::store_release_sys_u64(flag, block.epoch);
+            }
         }
-        // Orders the block's stores before the flags.
-        block::barrier();
-        for peer in thread::strided(ranks) {
-            // Partner: `plan`'s wait for count_flags on `peer` (acquire, sys). The own rank's flag also carries
-            // `block_base` to the other blocks.
-            let flag = exchange.peer(peer).offset(exchange.arena.count_flags).long(exchange.rank);
-            mem::store_release_sys_u64(flag, block.epoch);
+
+        // Released by `finish`, which meets this block.
+        let expert_counts = block.work(exchange.work.expert_counts);
+        for expert in thread::strided(shape.experts) {
+            let (peer, local) = (expert / shape.experts_per_rank(), expert % shape.experts_per_rank());
+            let count = mem::load_u32(expert_counts.word(expert));
+            mem::store_u32(expert_counts.word(expert), 0);
+            mem::store_u32(exchange.peer(peer).offset(own_counts).word(ranks + 1 + local), count);
         }
     }
 }
@@ -361,18 +384,23 @@ unsafe fn plan(block: &Block) -> bool {
         }
         let arena = exchange.own();
         let block_base = block.work(exchange.work.block_base).word(thread::block_index() * ranks);
-        for rank in thread::strided(ranks) {
-            let (mut before, mut all) = (0, 0u64);
-            for source in 0..ranks {
+        // A warp takes a rank, a lane a source.
+        for rank in thread::warp_strided(ranks) {
+            let (mut before, mut all) = (0, 0);
+            for source in thread::lane_strided(ranks) {
                 let counts = arena.offset(exchange.arena.counts_of(shape, block.epoch, source));
                 let tokens = mem::load_u32(counts.word(rank));
                 before += if source < exchange.rank { tokens } else { 0 };
-                all += tokens as u64;
+                all += tokens;
+            }
+            let (before, all) = (warp::sum(before), warp::sum(all));
+            if thread::lane() != 0 {
+                continue;
             }
             shared::store_u32(block.shared.base + 4 * rank, before + mem::load_u32(block_base.word(rank)));
-            if all > shape.rows as u64 {
+            if all > shape.rows {
                 good = false;
-                let limit = shape.rows as u64;
+                let (limit, all) = (shape.rows as u64, all as u64);
                 exchange.fail(Report::new(Failure::Capacity, Phase::None, rank, block.epoch, limit, all));
             }
             let status = arena.offset(exchange.arena.counts_of(shape, block.epoch, rank)).word(ranks);
@@ -403,34 +431,44 @@ unsafe fn finish(block: &Block, sent: bool) {
                 mem::store_release_sys_u64(flag, block.epoch);
             }
         }
-        let arena = exchange.own();
-        let count = |source: u32, word: u32| {
-            let counts = arena.offset(exchange.arena.counts_of(shape, block.epoch, source));
-            if sent { mem::load_u32(counts.word(word)) } else { 0 }
-        };
-        for source in thread::strided(ranks) {
-            mem::store_u32(block.work(exchange.work.tokens_per_source).word(source), count(source, exchange.rank));
-        }
-        for expert in thread::strided(shape.experts_per_rank()) {
-            let mut sum = 0;
-            for source in 0..ranks {
-                sum += count(source, ranks + 1 + expert);
-            }
-            mem::store_u32(block.work(exchange.work.tokens_per_expert).word(expert), sum);
-        }
-        if block::is_first_thread() {
-            let mut sum = 0;
-            for source in 0..ranks {
-                sum += count(source, exchange.rank);
-            }
-            mem::store_u32(block.work(exchange.work.received), sum);
-            mem::store_u64(block.work(exchange.work.dispatch_epoch), block.epoch);
-        }
+        let mut arrived = sent;
         if sent {
             for peer in thread::strided(ranks) {
                 // Partner: the data_flags' release above, on `peer`.
                 let flags = exchange.arena.data_flags;
-                exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Data);
+                arrived &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Data);
+            }
+        }
+        let arrived = !block::barrier_or(!arrived);
+        let arena = exchange.own();
+        let count = |source: u32, word: u32| {
+            let counts = arena.offset(exchange.arena.counts_of(shape, block.epoch, source));
+            if arrived { mem::load_u32(counts.word(word)) } else { 0 }
+        };
+        for source in thread::strided(ranks) {
+            let tokens = count(source, exchange.rank);
+            mem::store_u32(block.work(exchange.work.tokens_per_source).word(source), tokens);
+        }
+        // A warp takes an expert, a lane a source.
+        for expert in thread::warp_strided(shape.experts_per_rank()) {
+            let mut tokens = 0;
+            for source in thread::lane_strided(ranks) {
+                tokens += count(source, ranks + 1 + expert);
+            }
+            let tokens = warp::sum(tokens);
+            if thread::lane() == 0 {
+                mem::store_u32(block.work(exchange.work.tokens_per_expert).word(expert), tokens);
+            }
+        }
+        if thread::warp_index() == 0 {
+            let mut received = 0;
+            for source in thread::lane_strided(ranks) {
+                received += count(source, exchange.rank);
+            }
+            let received = warp::sum(received);
+            if thread::lane() == 0 {
+                mem::store_u32(block.work(exchange.work.received), received);
+                mem::store_u64(block.work(exchange.work.dispatch_epoch), block.epoch);
             }
         }
     }

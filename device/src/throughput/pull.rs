@@ -1,10 +1,10 @@
 //! The pulling and summing of a rank's tokens, warp by warp.
 
 use super::combine::CombineArgs;
-#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
-use crate::gpu::{bulk, shared};
 use crate::gpu::convert::{bf16x2_to_f32, f32_to_bf16x2};
 use crate::gpu::mem::{self, Address, Quad};
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+use crate::gpu::{bulk, shared};
 use crate::gpu::{thread, warp};
 use crate::wire::NO_ROUTE;
 
@@ -173,7 +173,8 @@ pub unsafe fn bulk(args: &CombineArgs) {
         let count = warp::ballot(warp::ALL, !unsafe { partial_row(args, token) }.is_null()).count_ones();
         for piece in 0..pieces {
             pull_next();
-            let out = args.out.offset(token as u64 * shape.output_bytes() as u64 + (piece * piece_bytes) as u64);
+            let out =
+                args.out.offset(token as u64 * shape.output_bytes() as u64 + (piece * piece_bytes) as u64);
             // SAFETY: this warp's own mbarrier and stage. Partner of the wait: the pulls of this piece.
             unsafe {
                 bulk::mbarrier_wait(barrier(stage), parity);

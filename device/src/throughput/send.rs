@@ -102,7 +102,10 @@ pub unsafe fn plain(block: &Block) {
             unsafe {
                 let to = destination(args, route);
                 for quad in thread::lane_strided(row_bytes / 16) {
-                    mem::store_quad(to.offset(16 * quad as u64), mem::load_quad(from.offset(16 * quad as u64)));
+                    mem::store_quad(
+                        to.offset(16 * quad as u64),
+                        mem::load_quad(from.offset(16 * quad as u64)),
+                    );
                 }
                 send_companions(args, token, route);
             }
@@ -139,7 +142,12 @@ pub unsafe fn bulk(block: &Block) {
         // SAFETY: the contract of DispatchArgs; the buffer is free, as the caller has waited for its last reader.
         unsafe {
             bulk::mbarrier_arrive_expect(barrier(ahead_stage), piece_bytes(ahead_piece));
-            bulk::load(buffer(ahead_stage), args.x.offset(offset), piece_bytes(ahead_piece), barrier(ahead_stage));
+            bulk::load(
+                buffer(ahead_stage),
+                args.x.offset(offset),
+                piece_bytes(ahead_piece),
+                barrier(ahead_stage),
+            );
         }
         ahead_stage = if ahead_stage + 1 == stages { 0 } else { ahead_stage + 1 };
         ahead_piece += 1;

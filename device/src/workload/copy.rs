@@ -5,7 +5,7 @@ use crate::gpu::mem::Address;
 use crate::gpu::{bulk, shared, thread};
 use crate::kernel::kernel;
 
-/// Arguments of [`Copy`].
+/// Arguments of [`struct@Copy`].
 ///
 /// Contract: both places hold `pieces * piece_bytes` bytes, aligned to 16; blocks are whole warps; the launch has
 /// [`shared_bytes`] of shared memory.

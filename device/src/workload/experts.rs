@@ -67,7 +67,8 @@ unsafe fn experts(args: ExpertsArgs) {
                         continue;
                     }
                     let expert = args.first_expert + local;
-                    let weight = f32::from_bits(mem::load_u32(args.topk_weights.word(row * args.topk + slot)));
+                    let weight =
+                        f32::from_bits(mem::load_u32(args.topk_weights.word(row * args.topk + slot)));
                     sum_a += weight * (a * factor(expert) + addend(expert));
                     sum_b += weight * (b * factor(expert) + addend(expert));
                 }
