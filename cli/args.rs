@@ -53,7 +53,7 @@ pub struct RunArgs {
     /// Compiler lane whose kernels are loaded [default: the build's]
     #[arg(long, value_parser = ["nvvm", "llvm"])]
     pub lane: Option<String>,
-    /// Streaming multiprocessors that a kernel occupies [default: 24 on a GPU, 2 on the emulator]
+    /// Streaming multiprocessors that a kernel occupies [default: 16 on a GPU, 2 on the emulator]
     #[arg(long)]
     pub sms: Option<u32>,
     /// Move rows by plain loads and stores, without bulk copies

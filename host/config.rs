@@ -47,7 +47,7 @@ pub struct Config {
     pub tokens: u32,
     /// Most rows that a rank can receive in one call. `None`: ranks · tokens, which cannot overflow.
     pub receive_rows: Option<u32>,
-    /// Streaming multiprocessors that a kernel occupies. `None`: 24 on a GPU, 2 on the emulator.
+    /// Streaming multiprocessors that a kernel occupies. `None`: 16 on a GPU, 2 on the emulator.
     pub sms: Option<u32>,
     /// How long a kernel waits for a peer, and a rank for the others on the host.
     pub timeout: Duration,

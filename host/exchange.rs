@@ -82,8 +82,15 @@ pub struct Layout {
     pub is_token_in_rank: Buffer,
 }
 
-/// Most bytes of a staging buffer: enough that a copy's fixed cost is small, few enough that two fit a warp.
-const STAGE_BYTES: u32 = 16 << 10;
+/// Most bytes of one of dispatch's buffers: a row of DeepSeek-V3's fits, and enough warps have one.
+const DISPATCH_BUFFER_BYTES: u32 = 16 << 10;
+/// Dispatch's buffers of a warp. More put more bytes on their way than the links take well: FP8 rows took 118 µs with
+/// one and 126 µs with two (docs/performance.md).
+const DISPATCH_STAGES: u32 = 1;
+/// Most bytes of each partial row that combine pulls at once: of 2, 4 and 7 KiB the quickest (docs/performance.md).
+const COMBINE_PIECE_BYTES: u32 = 2 << 10;
+/// Combine's stages of a warp.
+const COMBINE_STAGES: u32 = 2;
 
 /// How a block's shared memory is cut up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,13 +100,12 @@ struct Staging {
     stage_bytes: u32,
 }
 
-/// The most warps, with two stages each, whose shared memory fits; one stage where two never do.
-fn fit(most_warps: u32, limit: u32, stage_bytes: u32, bytes: impl Fn(Staging) -> u32) -> Option<Staging> {
-    let sizes =
-        [2, 1].into_iter().flat_map(|stages| (1..=most_warps).rev().map(move |warps| (warps, stages)));
-    sizes
-        .map(|(warps, stages)| Staging { warps, stages, stage_bytes })
-        .find(|staging| bytes(*staging) <= limit)
+/// The most warps whose shared memory fits, with as many stages or else one.
+fn fit(most: Staging, limit: u32, bytes: impl Fn(Staging) -> u32) -> Option<Staging> {
+    let sizes = [most.stages, 1].into_iter().flat_map(|stages| {
+        (1..=most.warps).rev().map(move |warps| Staging { warps, stages, stage_bytes: most.stage_bytes })
+    });
+    sizes.into_iter().find(|staging| bytes(*staging) <= limit)
 }
 
 impl Exchange {
@@ -378,8 +384,9 @@ impl Exchange {
     fn dispatch_staging(&self) -> Result<Staging, Error> {
         let device = self.gpu().description();
         // Plain copies need no buffers.
-        let stage_bytes = if self.bulk_copy { self.shape.row_bytes.min(STAGE_BYTES) } else { 0 };
-        fit(device.warps, device.shared_bytes, stage_bytes, |staging| {
+        let stage_bytes = if self.bulk_copy { self.shape.row_bytes.min(DISPATCH_BUFFER_BYTES) } else { 0 };
+        let most = Staging { warps: device.warps, stages: DISPATCH_STAGES, stage_bytes };
+        fit(most, device.shared_bytes, |staging| {
             dispatch::Shared::new(&self.shape, staging.warps, staging.stages, staging.stage_bytes).bytes
         })
         .ok_or_else(|| self.too_large(device.shared_bytes))
@@ -387,11 +394,10 @@ impl Exchange {
 
     fn combine_staging(&self) -> Result<Staging, Error> {
         let device = self.gpu().description();
-        let width = self.shape.route_width();
-        // As much of each partial row as lets all of a token's fit one buffer, in whole quads.
-        let piece = (STAGE_BYTES / width / 16 * 16).clamp(16, self.shape.output_bytes());
-        let stage_bytes = if self.bulk_copy { piece * width } else { 0 };
-        fit(device.warps, device.shared_bytes, stage_bytes, |staging| {
+        let piece_bytes = self.shape.output_bytes().min(COMBINE_PIECE_BYTES);
+        let stage_bytes = if self.bulk_copy { piece_bytes * self.shape.route_width() } else { 0 };
+        let most = Staging { warps: device.warps, stages: COMBINE_STAGES, stage_bytes };
+        fit(most, device.shared_bytes, |staging| {
             combine::Shared::new(staging.warps, staging.stages, staging.stage_bytes).bytes
         })
         .ok_or_else(|| self.too_large(device.shared_bytes))

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Multiprocessors of a kernel unless told otherwise: enough to saturate NVLink (docs/performance.md).
-const DEFAULT_SMS: u32 = 24;
+/// Multiprocessors of a kernel unless told otherwise: of 8 to 32 the quickest on H100 (docs/performance.md).
+const DEFAULT_SMS: u32 = 16;
 /// Warps of a block: each moves rows of its own; more do not fit their buffers into shared memory.
 const WARPS: u32 = 16;
 
