@@ -1,4 +1,4 @@
-//! What there is: the build, the GPUs, the kernels in the library.
+//! What there is: the build, the GPUs, the kernels in the library and what made them.
 
 use tokenrail::Backend;
 use tokenrail::gpu::EmulatorOptions;
@@ -44,7 +44,13 @@ fn devices() -> String {
 
 #[cfg(feature = "cuda")]
 fn kernels() -> String {
-    let images = tokenrail::gpu::images::KERNEL_IMAGES.iter().map(|image| {
+    use tokenrail::gpu::images::{KERNEL_COMPILER, KERNEL_IMAGES};
+    let judged =
+        if KERNEL_IMAGES.iter().all(|image| image.cubin.is_some()) { ", ptxas" } else { ", no ptxas" };
+    let libnvvm = KERNEL_IMAGES.iter().any(|image| image.lane == "nvvm");
+    let libnvvm = if libnvvm { ", libNVVM" } else { ", no libNVVM" };
+    let toolchain = format!("toolchain   {KERNEL_COMPILER}{libnvvm}{judged}\n");
+    let images = KERNEL_IMAGES.iter().map(|image| {
         let code = if image.cubin.is_some() { "machine code and PTX" } else { "PTX" };
         let preferred = if image.preferred { ", preferred" } else { "" };
         let kernels = image.kernels.iter().map(|kernel| {
@@ -60,7 +66,7 @@ fn kernels() -> String {
             kernels.collect::<String>()
         )
     });
-    images.collect()
+    toolchain + &images.collect::<String>()
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -33,7 +33,7 @@ enum Command {
     // A later setting wins, so that scripts can add to a line of theirs.
     #[command(args_override_self = true)]
     Run(Box<args::RunArgs>),
-    /// Tell what hardware, driver and embedded kernels there are
+    /// Tell what hardware, driver and embedded kernels there are, and what compiled them
     Info,
 }
 

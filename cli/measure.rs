@@ -1,11 +1,11 @@
 //! How long dispatch and combine take, and how fast the machine copies between ranks.
 
 use std::sync::Arc;
+use tokenrail::device::gpu::mem::Address;
+use tokenrail::device::gpu::thread::WARP;
+use tokenrail::device::workload::copy::{self, Copy, CopyArgs};
 use tokenrail::gpu::Grid;
 use tokenrail::{Buffer, Error, Event, Exchange, Input, Stream};
-use tokenrail_device::gpu::mem::Address;
-use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::workload::copy::{self, Copy, CopyArgs};
 
 /// Bytes of one bulk copy: a row of DeepSeek-V3's.
 const PIECE_BYTES: u32 = 14336;

@@ -7,13 +7,13 @@ use crate::reference::Reference;
 use crate::workload::Workload;
 use half::bf16;
 use std::time::Duration;
+use tokenrail::device::gpu::mem::Address;
+use tokenrail::device::gpu::thread::WARP;
+use tokenrail::device::quantize::{Quantize, QuantizeArgs};
+use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
 use tokenrail::gpu::{Grid, View};
 use tokenrail::oracle::{self, TokenBatch};
 use tokenrail::{Buffer, Error, Exchange, Gpu, Input, Member, Received, Stream};
-use tokenrail_device::gpu::mem::Address;
-use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::quantize::{Quantize, QuantizeArgs};
-use tokenrail_device::workload::experts::{Experts, ExpertsArgs};
 
 /// What memory is filled with before it is written, so that what was not written shows.
 const POISON: u8 = 0xa5;

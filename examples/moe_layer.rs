@@ -4,11 +4,11 @@
 //! `cargo run --release --features cuda --example moe_layer -- cuda` on the GPUs of this machine.
 
 use std::thread;
+use tokenrail::device::gpu::{mem::Address, thread::WARP};
+use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
 use tokenrail::gpu::Grid;
 use tokenrail::oracle::{self, Gate, Placement, Router, TokenBatch};
 use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member};
-use tokenrail_device::gpu::{mem::Address, thread::WARP};
-use tokenrail_device::workload::experts::{Experts, ExpertsArgs};
 
 const RANKS: usize = 4;
 const TOKENS: usize = 32;

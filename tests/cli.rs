@@ -1,6 +1,8 @@
 //! The command, run as a user runs it, on the emulator.
 #![cfg(feature = "cli")]
 
+mod skip;
+
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::fs;
@@ -305,7 +307,7 @@ fn usage_errors_end_with_status_2() {
 #[test]
 fn without_gpus_their_backend_says_so() {
     if tokenrail::Backend::cuda_devices().is_ok() {
-        println!("skipped: there are GPUs here");
+        skip::skipped("there are GPUs here");
         return;
     }
     fails(&run("--backend cuda"), 1, &["not available"]);

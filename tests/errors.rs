@@ -1,5 +1,8 @@
 //! What goes wrong, and what the user is told.
 
+#[cfg(feature = "cuda")]
+mod skip;
+
 use half::bf16;
 use std::time::Duration;
 use tokenrail::gpu::EmulatorOptions;
@@ -255,7 +258,9 @@ fn a_backend_that_was_not_built() {
 #[test]
 fn a_driver_that_is_not_there() {
     match Backend::cuda_devices() {
-        Ok(devices) => println!("skipped: there is a driver, and it sees {} devices", devices.len()),
+        Ok(devices) => {
+            skip::skipped(format_args!("there is a driver, and it sees {} devices", devices.len()))
+        }
         Err(error) => {
             let error = error.to_string();
             assert!(error.starts_with("a CUDA GPU is not available: the driver does not start: "), "{error}");

@@ -11,6 +11,11 @@ fn case(config: Config, tokens: &[&[usize]], mask_one_in: u64) -> Case {
 }
 
 #[test]
+fn machine_beneath_the_kernels() {
+    (0..20).for_each(|seed| common::probe::check(&Backend::emulator(seed)));
+}
+
+#[test]
 fn two_ranks() {
     check(&case(Config::new(8, 2, 64, 40), &[&[40, 33]], 0), &Backend::emulator(1));
 }

@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 
 mod common;
+mod skip;
 
 use common::{Case, check};
 use tokenrail::gpu::CudaOptions;
@@ -15,7 +16,7 @@ fn on_gpus(test: impl Fn(&Backend)) {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Err(error) = Backend::cuda_devices() {
-        println!("skipped: {error}");
+        skip::skipped(error);
         return;
     }
     for lane in ["nvvm", "llvm"] {
@@ -28,6 +29,11 @@ fn rounds(ranks: usize, most: usize) -> Vec<Vec<usize>> {
     // Uneven, with at least one rank that has none.
     let uneven = (0..ranks).map(|rank| rank * most / ranks).collect();
     vec![even, uneven, vec![0; ranks], vec![most / 2 + 1; ranks]]
+}
+
+#[test]
+fn machine_beneath_the_kernels() {
+    on_gpus(common::probe::check);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! * [`wire`]: what ranks share: flags, counts, the arena's regions
 //! * [`throughput`]: layout, dispatch and combine for training and prefill
 //! * [`quantize`]: bf16 rows to FP8 with scales
-//! * [`workload`]: the known expert function and the copy kernels that measurements and checks use
+//! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a probe of the machine
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",
@@ -33,6 +33,7 @@ pub const KERNELS: &[&str] = {
         <throughput::combine::CombinePlain as Kernel>::NAME,
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
+        <workload::probe::Probe as Kernel>::NAME,
         <workload::copy::Copy as Kernel>::NAME,
     ]
 };

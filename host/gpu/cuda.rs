@@ -173,18 +173,7 @@ impl Card {
         let context = Context::new(device).map_err(refused("cuDevicePrimaryCtxRetain"))?;
         CurrentContext::set_current(&context).map_err(refused("cuCtxSetCurrent"))?;
         let description = describe(ordinal, 1)?;
-        let capability = description.capability;
-        let (_, code) =
-            images::select(KERNEL_IMAGES, capability, lane).ok_or_else(|| Error::Architecture {
-                device: description.name,
-                major: capability / 10,
-                minor: capability % 10,
-                built: KERNEL_IMAGES
-                    .iter()
-                    .map(|image| format!("sm_{} ({})", image.sm, image.lane))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })?;
+        let code = images::select(KERNEL_IMAGES, &description, lane)?;
         let module = match code {
             Code::Cubin(cubin) => Module::from_cubin(cubin, &[]),
             Code::Ptx(ptx) => Module::from_ptx(ptx, &[]),

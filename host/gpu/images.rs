@@ -1,6 +1,10 @@
 //! The kernels that were built into the library, and which of them a GPU is given.
 
-// The build script's: `KernelImage`, `KernelResources`, `KERNEL_IMAGES`.
+use super::Description;
+use crate::Error;
+use std::collections::BTreeSet;
+
+// The build script's: `KernelImage`, `KernelResources`, `KERNEL_COMPILER`, `KERNEL_IMAGES`.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// What a GPU is given to load.
@@ -12,21 +16,40 @@ pub enum Code<'a> {
     Ptx(&'a str),
 }
 
-/// The newest image of `lane` (`None`: the preferred one) that a GPU of compute capability `capability` can run:
-/// machine code of its own major version, else PTX. `None` if every image is for a newer GPU.
+/// The newest image of `lane` (`None`: the preferred one) that `device` can run: machine code of its own major version,
+/// else PTX.
+///
+/// # Errors
+/// [`Error::Architecture`] if every image is for a newer GPU, [`Error::Config`] if the lane was not built.
 pub fn select<'a>(
     images: &'a [KernelImage],
-    capability: u32,
+    device: &Description,
     lane: Option<&str>,
-) -> Option<(&'a KernelImage, Code<'a>)> {
+) -> Result<Code<'a>, Error> {
+    let capability = device.capability;
     let wanted = |image: &&KernelImage| lane.map_or(image.preferred, |lane| image.lane == lane);
-    let image =
-        images.iter().filter(wanted).filter(|image| image.sm <= capability).max_by_key(|image| image.sm)?;
-    let code = match image.cubin {
+    if !images.iter().any(|image| wanted(&image)) {
+        let lanes: BTreeSet<_> = images.iter().map(|image| image.lane).collect();
+        let limit = format!("this build has {lanes:?}");
+        return Err(Error::Config { field: "lane", value: lane.unwrap_or("the preferred").into(), limit });
+    }
+    let runs = |image: &&KernelImage| image.sm <= capability;
+    let newest = images.iter().filter(wanted).filter(runs).max_by_key(|image| image.sm);
+    let image = newest.ok_or_else(|| Error::Architecture {
+        device: device.name.clone(),
+        major: capability / 10,
+        minor: capability % 10,
+        built: images
+            .iter()
+            .filter(wanted)
+            .map(|image| format!("sm_{}", image.sm))
+            .collect::<Vec<_>>()
+            .join(", "),
+    })?;
+    Ok(match image.cubin {
         Some(cubin) if image.sm / 10 == capability / 10 => Code::Cubin(cubin),
         _ => Code::Ptx(image.ptx),
-    };
-    Some((image, code))
+    })
 }
 
 #[cfg(test)]
@@ -36,40 +59,62 @@ mod tests {
     const fn image(
         sm: u32,
         lane: &'static str,
-        preferred: bool,
         cubin: Option<&'static [u8]>,
+        ptx: &'static str,
     ) -> KernelImage {
-        KernelImage { sm, lane, preferred, ptx: "ptx", cubin, kernels: &[] }
+        KernelImage { sm, lane, preferred: lane.as_bytes()[0] == b'n', ptx, cubin, kernels: &[] }
     }
 
     static IMAGES: &[KernelImage] = &[
-        image(80, "nvvm", true, Some(&[80])),
-        image(80, "llvm", false, Some(&[80])),
-        image(90, "nvvm", true, Some(&[90])),
-        image(90, "llvm", false, None),
+        image(80, "nvvm", Some(&[80]), "nvvm 80"),
+        image(80, "llvm", Some(&[180]), "llvm 80"),
+        image(90, "nvvm", Some(&[90]), "nvvm 90"),
+        image(90, "llvm", None, "llvm 90"),
     ];
 
-    fn chosen(capability: u32, lane: Option<&str>) -> Option<(u32, &'static str, bool)> {
-        select(IMAGES, capability, lane)
-            .map(|(image, code)| (image.sm, image.lane, matches!(code, Code::Cubin(_))))
+    fn gpu(capability: u32) -> Description {
+        Description {
+            name: "a GPU".into(),
+            ordinal: 0,
+            capability,
+            multiprocessors: 1,
+            shared_bytes: 0,
+            bulk_copy: false,
+            memory: 0,
+            ranks: 1,
+            default_sms: 1,
+            warps: 1,
+        }
+    }
+
+    fn chosen(capability: u32, lane: Option<&str>) -> String {
+        match select(IMAGES, &gpu(capability), lane) {
+            Ok(Code::Cubin(cubin)) => format!("cubin {cubin:?}"),
+            Ok(Code::Ptx(ptx)) => format!("ptx {ptx}"),
+            Err(error) => error.to_string(),
+        }
     }
 
     #[test]
     fn newest_that_runs() {
-        assert_eq!(chosen(90, None), Some((90, "nvvm", true)));
-        assert_eq!(chosen(89, None), Some((80, "nvvm", true)));
+        assert_eq!(chosen(90, None), "cubin [90]");
+        assert_eq!(chosen(89, None), "cubin [80]");
         // Machine code does not cross major versions; PTX does.
-        assert_eq!(chosen(100, None), Some((90, "nvvm", false)));
+        assert_eq!(chosen(100, None), "ptx nvvm 90");
     }
 
     #[test]
     fn lane_on_request() {
-        assert_eq!(chosen(90, Some("llvm")), Some((90, "llvm", false)));
-        assert_eq!(chosen(90, Some("other")), None);
+        assert_eq!(chosen(80, Some("llvm")), "cubin [180]");
+        assert_eq!(chosen(90, Some("llvm")), "ptx llvm 90");
+        assert_eq!(chosen(90, Some("other")), r#"lane = other: this build has {"llvm", "nvvm"}"#);
     }
 
     #[test]
-    fn nothing_for_an_older_gpu() {
-        assert_eq!(chosen(75, None), None);
+    fn kernels_for_newer_gpus_only() {
+        assert_eq!(
+            chosen(75, None),
+            "no kernels for a GPU (sm_75): this build has sm_80, sm_90; the smallest of them needs a newer GPU"
+        );
     }
 }

@@ -42,8 +42,10 @@ pub struct KernelResources {
 "#;
 
 /// The text of `kernels.rs`. Its files lie beside it.
-pub fn source(images: &[Image]) -> String {
+pub fn source(images: &[Image], compiler: &str) -> String {
     let mut out = format!("// Made by nvvm-builder.\n\n{TYPES}\n");
+    out += "/// The device compiler that made the images.\n";
+    out += &format!("pub static KERNEL_COMPILER: &str = {compiler:?};\n\n");
     out += "/// Every image, the preferred lane of each architecture first.\n";
     out += "pub static KERNEL_IMAGES: &[KernelImage] = &[\n";
     for image in images {
@@ -87,8 +89,9 @@ mod tests {
             cubin: Some("/out/device-sm_90-nvvm.cubin".into()),
             kernels: vec![KernelResources { name: "k".into(), registers: 8, ..KernelResources::default() }],
         };
-        let source = source(&[image]);
+        let source = source(&[image], "rustc 1.96.0");
         for part in [
+            r#"KERNEL_COMPILER: &str = "rustc 1.96.0";"#,
             "sm: 90,",
             r#"lane: "nvvm","#,
             r#"include_str!("device-sm_90-nvvm.ptx")"#,

@@ -329,7 +329,7 @@ impl NvvmBuilder {
         }
 
         let source = out_dir.join("kernels.rs");
-        std::fs::write(&source, embed::source(&images)).map_err(Error::io(&source))?;
+        std::fs::write(&source, embed::source(&images, &compiler.version)).map_err(Error::io(&source))?;
         let compiler = format!("{}: {}", compiler.rustc.display(), compiler.version);
         Ok(Built { images, lane, source, compiler, warnings: Vec::new() })
     }

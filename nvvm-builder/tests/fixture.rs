@@ -2,6 +2,7 @@
 
 use nvvm_builder::{Arch, Built, Error, Lane, NvvmBuilder, ptx};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,11 @@ const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixture");
 
 /// All tests build into one folder, so that `core` is built once: each has it for itself.
 static FOLDER: Mutex<()> = Mutex::new(());
+
+/// Says why a part does not run. Straight to standard error: what `println!` prints in a test that passes is never seen.
+fn skipped(why: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
 
 fn builder() -> NvvmBuilder {
     let out_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared");
@@ -26,7 +32,7 @@ fn built(builder: NvvmBuilder) -> Option<Built> {
     match builder.build() {
         Ok(built) => Some(built),
         Err(error @ Error::NoCompiler { .. }) => {
-            println!("skipped: {error}");
+            skipped(error);
             None
         }
         Err(error) => panic!("{error}"),
@@ -41,7 +47,7 @@ fn both_lanes_for_three_architectures() {
     let lanes: &[Lane] = match built.lane {
         Lane::Nvvm => &[Lane::Nvvm, Lane::Llvm],
         Lane::Llvm => {
-            println!("skipped: the NVVM lane: {:?}", built.warnings);
+            skipped(format_args!("the NVVM lane: {:?}", built.warnings));
             &[Lane::Llvm]
         }
     };
@@ -96,7 +102,7 @@ fn both_lanes_for_three_architectures() {
                 assert_eq!((shared.barriers, shared.shared_bytes), (0, 64), "{shared:?}");
                 assert!(meet.registers > 0, "{meet:?}");
             }
-            None => println!("skipped: cubin of {} {}: {:?}", image.arch, image.lane, built.warnings),
+            None => skipped(format_args!("cubin of {} {}: {:?}", image.arch, image.lane, built.warnings)),
         }
     }
     generated_file_compiles(&built);
@@ -164,7 +170,7 @@ fn without_libnvvm_the_llvm_lane_is_taken_and_the_reason_printed() {
 fn a_crate_that_does_not_compile_gives_the_compilers_words() {
     let _alone = alone();
     match builder().feature("broken").build() {
-        Err(Error::NoCompiler { tried }) => println!("skipped: {tried}"),
+        Err(Error::NoCompiler { tried }) => skipped(tried),
         Err(Error::Compile { arch, log, .. }) => {
             assert_eq!(arch, Arch::Sm90);
             assert!(log.contains("asked to be broken"), "{log}");

@@ -1,12 +1,14 @@
 //! One exchange, checked in every part against the CPU reference.
 
+pub mod probe;
+
 use half::bf16;
 use std::fmt::Debug;
+use tokenrail::device::gpu::mem::Address;
+use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
 use tokenrail::gpu::{Grid, View};
 use tokenrail::oracle::{self, Placement, Routing, TokenBatch};
 use tokenrail::{Backend, Config, Element, Exchange, Group, Input, Stream};
-use tokenrail_device::gpu::mem::Address;
-use tokenrail_device::workload::experts::{Experts, ExpertsArgs};
 
 /// What to exchange.
 #[derive(Clone, Debug)]

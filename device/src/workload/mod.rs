@@ -3,3 +3,4 @@
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 pub mod copy;
 pub mod experts;
+pub mod probe;
