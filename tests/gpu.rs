@@ -7,8 +7,9 @@ mod common;
 mod skip;
 
 use common::{Case, check};
+use std::time::Duration;
 use tokenrail::gpu::CudaOptions;
-use tokenrail::{Backend, Config, Element};
+use tokenrail::{Backend, Config, Element, Exchange, Group, Input, Member};
 
 /// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
 /// kernels occupy them all would wait for each other: one at a time.
@@ -84,5 +85,55 @@ fn full_size() {
     on_gpus(|backend| {
         let config = Config::new(256, 8, 7168, 4096);
         check(&Case { config, tokens: vec![vec![4096; 2]], mask_one_in: 0, seed: 5 }, backend);
+    });
+}
+
+/// Dispatches `ids` of two slots a token, if any; gives what went wrong.
+fn dispatch(member: Member, ids: Option<&[i32]>) -> String {
+    let config = Config { timeout: Duration::from_millis(500), ..Config::new(8, 2, 64, 4) };
+    let mut exchange = Exchange::new(member, &config).unwrap();
+    let gpu = exchange.gpu().clone();
+    let stream = gpu.stream().unwrap();
+    let (x, weights) = (gpu.alloc_zeroed(4 * 128).unwrap(), gpu.alloc_zeroed(4 * 8).unwrap());
+    let topk_idx = gpu.upload(ids.unwrap_or_default()).unwrap();
+    let result = ids.map_or(Ok(()), |ids| {
+        let tokens = ids.len() as u32 / 2;
+        let input = Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &weights, tokens };
+        exchange.dispatch(&stream, &input).and_then(|_| exchange.finish(&stream))
+    });
+    // The other rank may share the GPU: nothing is freed before it is done.
+    exchange.all_gather((), "end of the test", Duration::from_secs(10)).unwrap();
+    result.err().map_or(String::new(), |error| error.to_string())
+}
+
+/// What each of two ranks says when rank 0 dispatches its ids, and rank 1 its own.
+fn two_ranks(backend: &Backend, ids: [Option<&[i32]>; 2]) -> Vec<String> {
+    let members = Group::in_process(2, backend).unwrap();
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = members
+            .into_iter()
+            .zip(ids)
+            .map(|(member, ids)| scope.spawn(move || dispatch(member, ids)))
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn failures_are_told_and_the_gpu_stays_usable() {
+    on_gpus(|backend| {
+        let good: &[i32] = &[0, 7, 3, 4];
+        assert_eq!(
+            two_ranks(backend, [Some(good), None]),
+            ["rank 1 is late: counts of a dispatch of epoch 1, flag expected at 1, seen at 0", ""]
+        );
+        assert_eq!(
+            two_ranks(backend, [Some(&[0, 1, 2, 8]), Some(good)]),
+            [
+                "topk_idx[1, 1] = 8: an expert id is −1 or below 8; nothing was sent",
+                "rank 0 announced an invalid input; nothing was sent"
+            ]
+        );
+        assert_eq!(two_ranks(backend, [Some(good), Some(good)]), ["", ""]);
     });
 }

@@ -6,6 +6,8 @@ use crate::memory;
 use crate::stack::ColouredStack;
 use corosensei::{Coroutine, Yielder};
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 pub const WARP: u32 = 32;
 /// Most warps of a block.
@@ -80,6 +82,43 @@ pub struct Block {
     pub unwritten: u32,
     /// Its place in the list of blocks that can run, if it is there.
     pub listed: Option<usize>,
+}
+
+/// A block, owned as a `Box` would, but without a claim to be the only pointer to it: while its threads run they reach
+/// it through [`Self::as_ptr`].
+pub struct Resident(NonNull<Block>);
+
+impl Resident {
+    pub fn new(block: Block) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(block))))
+    }
+
+    pub fn as_ptr(&self) -> *mut Block {
+        self.0.as_ptr()
+    }
+}
+
+impl Deref for Resident {
+    type Target = Block;
+
+    fn deref(&self) -> &Block {
+        // SAFETY: alive until dropped; no thread of it holds a reference while the scheduler uses one.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Resident {
+    fn deref_mut(&mut self) -> &mut Block {
+        // SAFETY: as above.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        // SAFETY: from a box, which nothing else frees; its threads do not run any more.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl Block {

@@ -1,24 +1,6 @@
-//! A SIMT machine on the CPU: runs GPU kernels that are ordinary Rust functions.
+#![doc = include_str!("../README.md")]
 //!
-//! Every GPU thread is a stackful coroutine. A [`Machine`] has several [`Device`]s, whose memory is plain host memory,
-//! so that each reaches its peers' directly. Kernels call [`simt`] for what a GPU would do: barriers, warp collectives,
-//! shared memory, mbarriers, asynchronous bulk copies, and waiting for a word of memory.
-//!
-//! * **Runs repeat.** One engine thread runs all emulated threads, one at a time, in an order drawn from a seed. It runs
-//!   only while every host thread that uses a device is blocked in the machine (*lockstep*), so that the moment at which
-//!   a host thread enqueues something does not matter. Threads that serve kernels without launching any
-//!   [take part](Machine::take_part) in this.
-//! * **Time is virtual.** It moves a nanosecond a step, and when nothing else can happen jumps to the next deadline.
-//! * **Mistakes are faults**, not undefined behaviour: accesses outside live memory or to peers that are not mapped,
-//!   mismatched collectives, barriers that cannot complete, endless waits, a block that ends while its bulk copies still
-//!   use shared memory. A deadlock's fault says who waits for what.
-//! * **Bulk copies take their time**: source and destination are touched at some later step each, so a missing wait
-//!   shows under some seed.
-//!
-//! Not modelled: caches and weak memory order between ordinary accesses (an interruption can come at any ordered
-//! operation, but stores are seen in program order), clusters, registers and occupancy, divergence within an
-//! instruction, what anything costs. A kernel that loops without ever calling something of [`simt`] that waits, such as
-//! [`simt::spin`], keeps the engine to itself for ever.
+//! # Example
 //!
 //! ```
 //! use tokenrail_emulator::{Launch, Machine, Options, simt};

@@ -3,7 +3,7 @@
 //! Everything here happens on the engine's thread. A running kernel reaches the scheduler through [`CURRENT`], so while
 //! a coroutine runs nothing here may be borrowed: the loop works on a raw pointer and borrows for single statements.
 
-use crate::block::{BARRIERS, Block, SHARED_BASE, State, Thread, WARP};
+use crate::block::{BARRIERS, Block, Resident, SHARED_BASE, State, Thread, WARP};
 use crate::bulk::{Copy, Groups, Kind};
 use crate::collective::Barrier;
 use crate::machine::Shared;
@@ -81,7 +81,7 @@ pub struct Scheduler<'m> {
     /// Counts stores that others may wait for.
     stores: u64,
     pub grids: Vec<Option<Grid>>,
-    pub blocks: Vec<Option<Box<Block>>>,
+    pub blocks: Vec<Option<Resident>>,
     runnable: Vec<usize>,
     /// (block, thread) of those in [`State::Word`].
     pub polling: Vec<(usize, u32)>,
@@ -216,7 +216,7 @@ impl<'m> Scheduler<'m> {
             threads.push(Thread { state: State::Ready, coroutine: Some(coroutine), yielder: ptr::null() });
         }
         let warps = Block::warps(launch.block);
-        let block = Box::new(Block {
+        let block = Resident::new(Block {
             grid,
             device,
             index,
@@ -295,11 +295,9 @@ impl<'m> Scheduler<'m> {
     /// # Safety
     /// `this` is valid and nothing of it is borrowed.
     unsafe fn step_warp(this: *mut Self, at: usize) {
-        // SAFETY: as the caller says; the block is boxed, so that it stays where it is until it is removed here.
+        // SAFETY: as the caller says; the block stays where it is until it is removed here.
         unsafe {
-            let Some(block) = (&mut (*this).blocks)[at].as_mut().map(|block| &raw mut **block) else {
-                return;
-            };
+            let Some(block) = (&(*this).blocks)[at].as_ref().map(Resident::as_ptr) else { return };
             let warps = &(*block).warps;
             let turn = (*this).random.below(warps.len()) as u32;
             let warp = ((*block).ready_warps.rotate_right(turn).trailing_zeros() + turn) % WARP;

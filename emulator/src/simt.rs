@@ -14,7 +14,7 @@ fn current() -> Current {
 #[allow(clippy::mut_from_ref)]
 fn parts(current: &Current) -> (&mut Scheduler<'static>, &mut Block) {
     // SAFETY: on the engine's thread, while this emulated thread runs; the scheduler's loop holds no references then,
-    // and the block is boxed apart from it.
+    // and the block lies apart from it.
     unsafe { (&mut *current.scheduler, &mut *current.block) }
 }
 

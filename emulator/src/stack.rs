@@ -50,14 +50,4 @@ unsafe impl Stack for ColouredStack {
     fn limit(&self) -> StackPointer {
         self.stack.limit()
     }
-
-    #[cfg(windows)]
-    fn teb_fields(&self) -> corosensei::stack::StackTebFields {
-        self.stack.teb_fields()
-    }
-
-    #[cfg(windows)]
-    fn update_teb_fields(&mut self, stack_limit: usize, guaranteed_stack_bytes: usize) {
-        self.stack.update_teb_fields(stack_limit, guaranteed_stack_bytes);
-    }
 }

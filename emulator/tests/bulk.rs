@@ -120,22 +120,19 @@ fn a_wait_leaves_the_latest_groups_pending() {
 fn a_flag_behind_the_full_wait_never_overtakes_the_data() {
     // The same with the read wait is a bug, which some seed shows.
     let early = |seed, read_only: bool| {
-        let machine = machine(2, seed);
-        let (from, to) = (machine.device(0).unwrap(), machine.device(1).unwrap());
+        let [from, to] = pair(seed);
         let (data, flag, seen) = (Words::new(&to, 64), Words::new(&to, 1), Words::new(&to, 1));
         let (data_at, flag_at, seen_at) = (data.at(0), flag.at(0), seen.at(0));
         let sender = from.stream();
-        let size =
-            tokenrail_emulator::Launch { name: "send", grid: 1, block: 1, shared_bytes: 16 + BYTES as usize };
         let send = move || {
             fill_buffer(9);
             store_buffer(data_at);
             simt::bulk_wait(0, read_only);
             store(flag_at, 1);
         };
-        sender.launch(size, Box::new(send)).unwrap();
+        launch(&sender, (1, 1), 16 + BYTES as usize, send);
         run_on(&to, (1, 1), 0, move || {
-            assert!(simt::wait_at_least(with_exposed_provenance(flag_at as usize), 1, u64::MAX));
+            assert!(wait(flag_at, 1, u64::MAX));
             store(seen_at, load(data_at + 8 * 63));
         })
         .unwrap();

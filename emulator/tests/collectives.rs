@@ -1,4 +1,4 @@
-//! Warp collectives, with whole and partial masks.
+//! Warp collectives; `model.rs` has those of many masks at once.
 
 mod common;
 use common::*;
@@ -17,30 +17,6 @@ fn shuffle_gives_the_source_lanes_value() {
     .unwrap();
     let expected: Vec<u64> = (0..64).map(|index| 100 + index / 32 * 32 + (index + 1) % 32).collect();
     assert_eq!(out.read(), expected);
-}
-
-#[test]
-fn ballot_and_match_see_only_the_lanes_of_the_mask() {
-    let device = device();
-    let out = Words::new(&device, 64);
-    let at = out.at(0);
-    run_on(&device, (1, 32), 0, move || {
-        // Two halves in different collectives at the same time.
-        let mask = if lane() < 12 { 0xfff } else { !0xfff };
-        let odd = simt::ballot(mask, lane() % 2 == 1);
-        let equal = simt::match_any(mask, u64::from(lane() / 5));
-        store(at + 8 * u64::from(lane()), odd.into());
-        store(at + 8 * u64::from(32 + lane()), equal.into());
-    })
-    .unwrap();
-    let out = out.read();
-    for lane in 0..32 {
-        let mask: u32 = if lane < 12 { 0xfff } else { !0xfff };
-        assert_eq!(out[lane], u64::from(mask & 0xaaaa_aaaa));
-        let equal =
-            (0..32).filter(|other| other / 5 == lane / 5).fold(0u32, |lanes, other| lanes | 1 << other);
-        assert_eq!(out[32 + lane], u64::from(mask & equal));
-    }
 }
 
 #[test]

@@ -61,8 +61,7 @@ fn memory_that_is_not_mapped_is_out_of_reach() {
 
 #[test]
 fn a_fault_stays_and_concerns_one_device() {
-    let machine = machine(2, 0);
-    let (bad, good) = (machine.device(0).unwrap(), machine.device(1).unwrap());
+    let [bad, good] = pair(0);
     let stream = bad.stream();
     let launch = Launch { name: "bad", grid: 3, block: 64, shared_bytes: 0 };
     let later = Arc::new(AtomicUsize::new(0));

@@ -1,13 +1,10 @@
-//! Warp collectives against a plain model, and runs against themselves.
+//! Warp collectives against a plain model.
 
-mod support;
-
+mod common;
+use common::*;
 use proptest::prelude::*;
-use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use support::{Log, Words, launch, options, run_with, store, wait};
-use tokenrail_emulator::{Launch, Machine, Options, simt};
+use tokenrail_emulator::{Machine, Options, simt};
 
 /// A lane's part of a round.
 #[derive(Clone, Copy, Debug)]
@@ -68,62 +65,9 @@ proptest! {
                 simt::warp_barrier(u32::MAX);
             }
         };
-        let outcome = run_with(options(seed), launch(1, 32), kernel);
+        let machine = Machine::new(Options { seed, preempt_one_in: 4, ..Options::default() });
+        let outcome = run_on(&machine.device(0).unwrap(), (1, 32), 0, kernel);
         prop_assert!(outcome.is_ok(), "{:?}", outcome);
         prop_assert_eq!(wrong.entries(), Vec::<u64>::new(), "rounds and lanes that differ from the model");
     }
-}
-
-/// Two host threads, each with a device: each kernel writes itself down and answers the other. `first` launches first,
-/// in real time.
-fn handshake(seed: u64, first: usize) -> Vec<u64> {
-    let machine = Machine::new(Options { devices: 2, ..options(seed) });
-    let devices = [0, 1].map(|ordinal| machine.device(ordinal).expect("two devices"));
-    let words = Words::new(&devices[0], 2);
-    let flags = [words.address(0), words.address(1)];
-    let log = Log::default();
-    let (launched, other_launched) = channel::<()>();
-    let (mut launched, mut other_launched) = (Some(launched), Some(other_launched));
-    let threads = devices.map(|device| {
-        let rank = device.ordinal();
-        let log = log.clone();
-        let before = if rank == first { launched.take() } else { None };
-        let after = if rank == first { None } else { other_launched.take() };
-        std::thread::spawn(move || {
-            if let Some(other_launched) = after {
-                other_launched.recv().expect("the first thread launches");
-            }
-            let stream = device.stream();
-            let kernel = move || {
-                for round in 1..=5 {
-                    log.push(1000 * round + 100 * rank as u64 + u64::from(simt::thread_index()));
-                    if simt::thread_index() == 0 {
-                        store(flags[rank], round);
-                        assert!(wait(flags[1 - rank], round, u64::MAX));
-                    }
-                    simt::barrier(0, 64);
-                }
-            };
-            let size = Launch { name: "handshake", ..launch(1, 64) };
-            stream.launch(size, Box::new(kernel)).expect("a launch within the limits");
-            if let Some(launched) = before {
-                launched.send(()).expect("the other thread waits");
-            }
-            stream.synchronize().expect("a correct kernel");
-        })
-    });
-    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
-    log.entries()
-}
-
-#[test]
-fn the_order_of_host_threads_in_real_time_does_not_matter() {
-    let orders: HashSet<Vec<u64>> = (0..16)
-        .map(|seed| {
-            let order = handshake(seed, 0);
-            assert_eq!(order, handshake(seed, 1), "seed {seed}");
-            order
-        })
-        .collect();
-    assert_eq!(orders.len(), 16, "seeds give orders of their own");
 }

@@ -2,13 +2,14 @@
 
 mod common;
 use common::*;
-use std::ptr::with_exposed_provenance;
+use std::collections::HashSet;
+use std::sync::mpsc::channel;
 use std::thread;
 use tokenrail_emulator::{Launch, Machine, Options, simt};
 
-/// The order in which threads of two devices, each driven by a host thread, append to one log.
-fn log(seed: u64, preempt_one_in: u32) -> Vec<u64> {
-    let machine = Machine::new(Options { devices: 2, seed, preempt_one_in, ..Options::default() });
+/// The order in which threads of two devices, often interrupted and each driven by a host thread, append to one log.
+fn log(seed: u64) -> Vec<u64> {
+    let machine = Machine::new(Options { devices: 2, seed, preempt_one_in: 4, ..Options::default() });
     let devices = [machine.device(0).unwrap(), machine.device(1).unwrap()];
     let log = Words::new(&devices[0], 1 + 2 * 4 * 64 * 2);
     let at = log.at(0);
@@ -34,17 +35,64 @@ fn log(seed: u64, preempt_one_in: u32) -> Vec<u64> {
 #[test]
 fn equal_seeds_give_equal_runs() {
     for seed in 0..4 {
-        let first = log(seed, 4);
+        let first = log(seed);
         for _ in 0..4 {
-            assert!(first == log(seed, 4), "seed {seed}");
+            assert!(first == log(seed), "seed {seed}");
         }
     }
 }
 
+/// Two host threads, each with a device: each kernel writes itself down and answers the other. `first` launches first,
+/// in real time.
+fn handshake(seed: u64, first: usize) -> Vec<u64> {
+    let devices = pair(seed);
+    let words = Words::new(&devices[0], 2);
+    let flags = [words.at(0), words.at(1)];
+    let log = Log::default();
+    let (launched, other_launched) = channel::<()>();
+    let (mut launched, mut other_launched) = (Some(launched), Some(other_launched));
+    let threads = devices.map(|device| {
+        let rank = device.ordinal();
+        let log = log.clone();
+        let before = if rank == first { launched.take() } else { None };
+        let after = if rank == first { None } else { other_launched.take() };
+        thread::spawn(move || {
+            if let Some(other_launched) = after {
+                other_launched.recv().unwrap();
+            }
+            let stream = device.stream();
+            let kernel = move || {
+                for round in 1..=5 {
+                    simt::preempt();
+                    log.push(1000 * round + 100 * rank as u64 + u64::from(simt::thread_index()));
+                    if simt::thread_index() == 0 {
+                        store(flags[rank], round);
+                        assert!(wait(flags[1 - rank], round, u64::MAX));
+                    }
+                    simt::barrier(0, 64);
+                }
+            };
+            launch(&stream, (1, 64), 0, kernel);
+            if let Some(launched) = before {
+                launched.send(()).unwrap();
+            }
+            stream.synchronize().unwrap();
+        })
+    });
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    log.entries()
+}
+
 #[test]
-fn other_seeds_give_other_runs() {
-    let first = log(0, 4);
-    assert!((1..4).all(|seed| first != log(seed, 4)));
+fn the_order_of_host_threads_in_real_time_does_not_matter() {
+    let orders: HashSet<Vec<u64>> = (0..16)
+        .map(|seed| {
+            let order = handshake(seed, 0);
+            assert_eq!(order, handshake(seed, 1), "seed {seed}");
+            order
+        })
+        .collect();
+    assert_eq!(orders.len(), 16, "seeds give orders of their own");
 }
 
 #[test]
@@ -98,9 +146,9 @@ fn kernels_of_two_streams_run_at_the_same_time() {
     for (stream, mine, other) in [(&streams[0], ping, pong), (&streams[1], pong, ping)] {
         let meet = move || {
             store(mine, 1);
-            assert!(simt::wait_at_least(with_exposed_provenance(other as usize), 1, u64::MAX));
+            assert!(wait(other, 1, u64::MAX));
         };
-        stream.launch(Launch { name: "meet", grid: 1, block: 1, shared_bytes: 0 }, Box::new(meet)).unwrap();
+        launch(stream, (1, 1), 0, meet);
     }
     for stream in &streams {
         stream.synchronize().unwrap();
@@ -115,7 +163,7 @@ fn the_clock_jumps_to_a_deadline_when_nothing_else_can_happen() {
     let at = words.at(0);
     run_on(&device, (1, 2), 0, move || {
         let me = u64::from(simt::thread_index());
-        let came = simt::wait_at_least(with_exposed_provenance(at as usize), 1, 5_000_000_000 * (me + 1));
+        let came = wait(at, 1, 5_000_000_000 * (me + 1));
         store(at + 8 * (1 + me), 1000 * u64::from(came) + simt::now_ns() / 1_000_000_000);
     })
     .unwrap();
@@ -165,7 +213,7 @@ fn a_deadlock_of_two_devices_is_reported_to_both() {
     words.write(0, 4);
     let streams = [devices[0].stream(), devices[1].stream()];
     for stream in &streams {
-        let wait = move || _ = simt::wait_at_least(with_exposed_provenance(at as usize), 6, u64::MAX);
+        let wait = move || _ = wait(at, 6, u64::MAX);
         stream.launch(Launch { name: "wait", grid: 1, block: 1, shared_bytes: 0 }, Box::new(wait)).unwrap();
     }
     for (device, stream) in streams.iter().enumerate() {

@@ -1,8 +1,9 @@
-//! What the tests share: machines, launches, and words of device memory.
+//! What the tests share: machines, launches, words of device memory, and logs.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use tokenrail_emulator::{Allocation, Device, Fault, Launch, Machine, Options, simt};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokenrail_emulator::{Allocation, Device, Fault, Launch, Machine, Options, Stream, simt};
 
 pub const ALL: u32 = u32::MAX;
 
@@ -14,15 +15,31 @@ pub fn device() -> Device {
     machine(1, 0).device(0).unwrap()
 }
 
+/// Both devices of a machine.
+pub fn pair(seed: u64) -> [Device; 2] {
+    let machine = machine(2, seed);
+    [0, 1].map(|ordinal| machine.device(ordinal).unwrap())
+}
+
+/// Enqueues a kernel.
+pub fn launch(
+    stream: &Stream,
+    (grid, block): (u32, u32),
+    shared_bytes: usize,
+    kernel: impl Fn() + Send + Sync + 'static,
+) {
+    stream.launch(Launch { name: "kernel", grid, block, shared_bytes }, Box::new(kernel)).unwrap();
+}
+
 /// Runs one kernel on a device.
 pub fn run_on(
     device: &Device,
-    (grid, block): (u32, u32),
+    size: (u32, u32),
     shared_bytes: usize,
     kernel: impl Fn() + Send + Sync + 'static,
 ) -> Result<(), Fault> {
     let stream = device.stream();
-    stream.launch(Launch { name: "kernel", grid, block, shared_bytes }, Box::new(kernel)).unwrap();
+    launch(&stream, size, shared_bytes, kernel);
     stream.synchronize()
 }
 
@@ -63,6 +80,20 @@ impl Words {
     }
 }
 
+/// What emulated threads have written down, in order.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u64>>>);
+
+impl Log {
+    pub fn push(&self, entry: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    pub fn entries(&self) -> Vec<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 pub fn load(at: u64) -> u64 {
     simt::check(at, 8, "load");
     // SAFETY: checked just now.
@@ -74,6 +105,11 @@ pub fn store(at: u64, value: u64) {
     // SAFETY: checked just now.
     unsafe { with_exposed_provenance_mut::<u64>(at as usize).write(value) };
     simt::stored();
+}
+
+/// [`simt::wait_at_least`] by address.
+pub fn wait(at: u64, at_least: u64, deadline_ns: u64) -> bool {
+    simt::wait_at_least(with_exposed_provenance(at as usize), at_least, deadline_ns)
 }
 
 /// Adds, after a chance for others to run; gives the old value.
