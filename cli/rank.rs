@@ -10,10 +10,9 @@ use std::time::Duration;
 use tokenrail::device::gpu::mem::Address;
 use tokenrail::device::gpu::thread::WARP;
 use tokenrail::device::quantize::{Quantize, QuantizeArgs};
-use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
 use tokenrail::gpu::{Grid, View};
 use tokenrail::oracle::{self, TokenBatch};
-use tokenrail::{Buffer, Error, Exchange, Gpu, Input, Member, Received, Stream};
+use tokenrail::{Buffer, Error, Exchange, Gpu, Input, Member, Received, Stream, workload};
 
 /// What memory is filled with before it is written, so that what was not written shows.
 const POISON: u8 = 0xa5;
@@ -256,7 +255,7 @@ impl<'a> Rank<'a> {
         // For its errors: experts would work on what an earlier dispatch has left.
         let counts = self.exchange.counts(&self.stream, &received)?;
         self.job.progress.step();
-        self.experts(&received)?;
+        workload::experts(&self.exchange, &self.stream, &received)?;
         self.exchange.combine(&self.stream, &received, &tokens.combined)?;
         self.exchange.finish(&self.stream)?;
         self.job.progress.step();
@@ -282,24 +281,6 @@ impl<'a> Rank<'a> {
         compare.tensor("expert_out", hidden, &outputs, &reference.outputs[rank]);
         compare.tensor("combined", hidden, &combined, &reference.combined[rank]);
         Ok((received, outputs, combined))
-    }
-
-    fn experts(&self, received: &Received) -> Result<(), Error> {
-        let batch = self.batch();
-        let args = ExpertsArgs {
-            x: Address(received.x().address()),
-            x_scales: Address(received.x_scales().address()),
-            topk_idx: Address(received.topk_idx().address()),
-            topk_weights: Address(received.topk_weights().address()),
-            out: Address(received.outputs().address()),
-            rows: Address(received.rows().address()),
-            hidden: batch.hidden as u32,
-            scales: batch.row_scales() as u32,
-            topk: batch.topk as u32,
-            first_expert: self.exchange.first_expert(),
-        };
-        // SAFETY: the arrays lie in this rank's arena, which the exchange keeps, and have as many rows as were received.
-        unsafe { self.gpu().launch::<Experts>(&self.stream, self.grid(), &args) }
     }
 
     fn download<T: tokenrail::gpu::Plain>(&self, view: View, count: usize) -> Result<Vec<T>, Error> {

@@ -4,11 +4,8 @@
 //! `cargo run --release --features cuda --example moe_layer -- cuda` on the GPUs of this machine.
 
 use std::thread;
-use tokenrail::device::gpu::{mem::Address, thread::WARP};
-use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
-use tokenrail::gpu::Grid;
 use tokenrail::oracle::{self, Gate, Placement, Router, TokenBatch};
-use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member};
+use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, workload};
 
 const RANKS: usize = 4;
 const TOKENS: usize = 32;
@@ -73,21 +70,7 @@ fn layer(member: Member, batch: &TokenBatch) -> Result<Vec<half::bf16>, Error> {
 
     let received = exchange.dispatch(&stream, &input)?;
     // Your grouped GEMM goes here: rows in `received.x()`, results into `received.outputs()`.
-    let experts = ExpertsArgs {
-        x: Address(received.x().address()),
-        x_scales: Address::NULL,
-        topk_idx: Address(received.topk_idx().address()),
-        topk_weights: Address(received.topk_weights().address()),
-        out: Address(received.outputs().address()),
-        rows: Address(received.rows().address()),
-        hidden: HIDDEN as u32,
-        scales: 0,
-        topk: GATE.topk() as u32,
-        first_expert: exchange.first_expert(),
-    };
-    let grid = Grid { blocks: exchange.sms(), threads: 4 * WARP, shared_bytes: 0 };
-    // SAFETY: the arrays are what dispatch has filled, of the sizes that `config` says.
-    unsafe { gpu.launch::<Experts>(&stream, grid, &experts)? };
+    workload::experts(&exchange, &stream, &received)?;
     exchange.combine(&stream, &received, &out)?;
     exchange.finish(&stream)?;
     let combined = gpu.download(&stream, out.view(), TOKENS * HIDDEN)?;

@@ -272,7 +272,7 @@ impl Exchange {
         let grid = Grid { blocks: self.sms, threads: warps * WARP, shared_bytes: shared.bytes };
         // SAFETY: the arena, the workspace and the report are this exchange's, of the sizes that the layouts say; the
         // inputs were checked above; `sms` blocks fit the device at once beside those of the ranks that share it.
-        unsafe { self.launch::<dispatch::DispatchPlain, BulkDispatch>(stream, grid, &args)? };
+        unsafe { self.launch::<dispatch::DispatchPlain, dispatch::Dispatch>(stream, grid, &args)? };
         self.dispatches += 1;
         self.tokens = tokens;
         Ok(Received {
@@ -306,7 +306,7 @@ impl Exchange {
         let shared = combine::Shared::new(warps, stages, stage_bytes);
         let grid = Grid { blocks: self.sms, threads: warps * WARP, shared_bytes: shared.bytes };
         // SAFETY: as in `dispatch`; the routes in the workspace are those of the last dispatch, which `received` is.
-        unsafe { self.launch::<combine::CombinePlain, BulkCombine>(stream, grid, &args) }
+        unsafe { self.launch::<combine::CombinePlain, combine::Combine>(stream, grid, &args) }
     }
 
     /// Waits for the stream and tells how the operations on it went.
@@ -361,7 +361,7 @@ impl Exchange {
         if self.failed { Err(Error::Failed) } else { Ok(()) }
     }
 
-    fn current(&self, received: &Received) -> Result<(), Error> {
+    pub(crate) fn current(&self, received: &Received) -> Result<(), Error> {
         if received.dispatch == self.dispatches && Arc::ptr_eq(&received.arena, self.arena.own()) {
             return Ok(());
         }
@@ -452,9 +452,6 @@ impl Exchange {
         }
     }
 }
-
-use combine::Combine as BulkCombine;
-use dispatch::Dispatch as BulkDispatch;
 
 impl Received {
     fn region(&self, offset: u64, row_bytes: u32) -> View {

@@ -4,11 +4,9 @@ pub mod probe;
 
 use half::bf16;
 use std::fmt::Debug;
-use tokenrail::device::gpu::mem::Address;
-use tokenrail::device::workload::experts::{Experts, ExpertsArgs};
-use tokenrail::gpu::{Grid, View};
+use tokenrail::gpu::View;
 use tokenrail::oracle::{self, Placement, Routing, TokenBatch};
-use tokenrail::{Backend, Config, Element, Exchange, Group, Input, Stream};
+use tokenrail::{Backend, Config, Element, Exchange, Group, Input, Stream, workload};
 
 /// What to exchange.
 #[derive(Clone, Debug)]
@@ -142,22 +140,7 @@ impl Round {
         same("sources", rank, &sources, &want_sources);
 
         gpu.fill(stream, received.outputs(), 0xa5).unwrap();
-        let config = exchange.config();
-        let args = ExpertsArgs {
-            x: Address(received.x().address()),
-            x_scales: Address(received.x_scales().address()),
-            topk_idx: Address(received.topk_idx().address()),
-            topk_weights: Address(received.topk_weights().address()),
-            out: Address(received.outputs().address()),
-            rows: Address(received.rows().address()),
-            hidden: config.hidden,
-            scales: config.element.scales(config.hidden),
-            topk: config.topk,
-            first_expert: exchange.first_expert(),
-        };
-        let grid = Grid { blocks: exchange.sms(), threads: 128, shared_bytes: 0 };
-        // SAFETY: the views are those that the kernel's contract asks for.
-        unsafe { gpu.launch::<Experts>(stream, grid, &args).unwrap() };
+        workload::experts(exchange, stream, &received).unwrap();
         exchange.combine(stream, &received, &combined).unwrap();
         exchange.finish(stream).unwrap();
         let outputs: Vec<bf16> = gpu.download(stream, received.outputs(), self.outputs[rank].len()).unwrap();
