@@ -49,7 +49,7 @@ pub struct Config {
     pub receive_rows: Option<u32>,
     /// Streaming multiprocessors that a kernel occupies. `None`: 16 on a GPU, 2 on the emulator.
     pub sms: Option<u32>,
-    /// How long a kernel waits for a peer, and a rank for the others on the host.
+    /// How long a kernel waits for a peer. To set up, ranks wait for each other as long, and at least 30 s.
     pub timeout: Duration,
     /// Move rows by bulk copies. `None`: where the GPU has them (sm_90 and later).
     pub bulk_copy: Option<bool>,

@@ -92,6 +92,9 @@ const COMBINE_PIECE_BYTES: u32 = 2 << 10;
 /// Combine's stages of a warp.
 const COMBINE_STAGES: u32 = 2;
 
+/// How long ranks wait for each other to set up, at least: drivers take their time, however short a kernel's wait is.
+const SETUP_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How a block's shared memory is cut up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Staging {
@@ -117,7 +120,8 @@ impl Exchange {
     pub fn new(member: Member, config: &Config) -> Result<Self, Error> {
         // Ranks whose own settings are impossible still tell the others, who would wait for them otherwise.
         let shape = config.shape(member.ranks());
-        let configs = member.all_gather(config.clone(), "comparison of the settings", config.timeout)?;
+        let patience = config.timeout.max(SETUP_PATIENCE);
+        let configs = member.all_gather(config.clone(), "comparison of the settings", patience)?;
         let shape = shape?;
         for (rank, theirs) in (0..).zip(&configs) {
             config.agree(member.rank(), theirs, rank)?;
@@ -140,7 +144,7 @@ impl Exchange {
         let gpu = member.gpu();
         let workspace = gpu.alloc_zeroed(work_layout.bytes as usize);
         let report = gpu.alloc_host(8 * Report::WORDS);
-        let arena = Arena::new(&member, arena_layout.bytes, config.timeout)?;
+        let arena = Arena::new(&member, arena_layout.bytes, patience)?;
         let (workspace, report) = (workspace?, report?);
         gpu.write(workspace.part(work_layout.peers, 8 * shape.ranks as u64), &arena.addresses())?;
         let exchange = Self {

@@ -172,6 +172,43 @@ fn a_rank_that_leaves_before_combine() {
 }
 
 #[test]
+fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
+    let (mut late, mut right) = (0, 0);
+    // Among them is one where some blocks of a kernel give up and others just do not.
+    for seed in 400..460 {
+        // Virtual time, around what it takes.
+        let timeout = Duration::from_nanos(8_000 + (seed * 7919) % 36_000);
+        let members = Group::in_process(2, &Backend::emulator(seed)).expect("the emulator is always there");
+        let results = on_ranks(members, |member| {
+            let config = Config { timeout, sms: Some(6), ..Config::new(4, 2, 64, 48) };
+            let mut exchange = Exchange::new(member, &config)?;
+            let gpu = exchange.gpu().clone();
+            let stream = gpu.stream()?;
+            let ids: Vec<i32> = (0..48).flat_map(|token| [token % 4, (token + 1) % 4]).collect();
+            let (x, topk_idx) = (gpu.upload(&[bf16::ONE; 48 * 64])?, gpu.upload(&ids)?);
+            let input =
+                Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &topk_idx, tokens: 48 };
+            let received = exchange.dispatch(&stream, &input)?;
+            let counts = exchange.counts(&stream, &received)?;
+            // Three of four tokens of each rank have an expert on either.
+            assert_eq!(counts.rows, 2 * 36, "seed {seed}");
+            gpu.download::<bf16>(&stream, received.x(), 2 * 36 * 64)
+        });
+        for result in results {
+            match result {
+                Err(Error::Late { .. }) => late += 1,
+                Ok(rows) => {
+                    right += 1;
+                    assert!(rows.iter().all(|value| *value == bf16::ONE), "seed {seed}: a row is missing");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert!(late > 0 && right > 0, "{late} late, {right} right: the times do not straddle what it takes");
+}
+
+#[test]
 fn a_view_whose_buffers_were_reused() {
     on_ranks(group(1), |member| {
         let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");

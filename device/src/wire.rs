@@ -138,7 +138,8 @@ pub struct WorkspaceLayout {
     pub dispatch_epoch: u64,
     /// u64: combines completed.
     pub combine_epoch: u64,
-    /// u32: blocks that have reached the kernel's current meeting point.
+    /// u32 `[meeting]`: blocks that have reached each of a kernel's meetings. Apart, because a block whose wait has timed
+    /// out goes to the second while others have yet to come to the first.
     pub arrived: u64,
     /// u32: 1 once a thread has taken the right to write the report.
     pub report_claim: u64,
@@ -163,6 +164,9 @@ pub struct WorkspaceLayout {
 }
 
 impl WorkspaceLayout {
+    /// Most meetings of a kernel.
+    const MEETINGS: u64 = 2;
+
     /// The workspace of a rank whose kernels run with at most `blocks` blocks.
     pub const fn new(shape: &Shape, blocks: u32) -> Self {
         let ranks = shape.ranks as u64;
@@ -171,7 +175,7 @@ impl WorkspaceLayout {
         Self {
             dispatch_epoch: regions.take(8),
             combine_epoch: regions.take(8),
-            arrived: regions.take(4),
+            arrived: regions.take(4 * Self::MEETINGS),
             report_claim: regions.take(4),
             peers: regions.take(8 * ranks),
             block_counts: regions.take(blocks * 4 * (ranks + 1)),

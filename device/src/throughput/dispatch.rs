@@ -160,15 +160,15 @@ unsafe fn dispatch(args: &DispatchArgs, send_rows: unsafe fn(&Block)) {
         let block = Block { args, shared, tokens, epoch, deadline_ns };
 
         count(&block);
-        if meet::last_block(block.work(exchange.work.arrived)) {
+        let meetings = block.work(exchange.work.arrived);
+        if meet::last_block(meetings) {
             announce(&block);
         }
-        let planned = plan(&block);
-        if planned {
+        if plan(&block) {
             send_rows(&block);
         }
-        if meet::last_block(block.work(exchange.work.arrived)) {
-            finish(&block, planned);
+        if meet::last_block(meetings.word(1)) {
+            finish(&block);
         }
     }
 }
@@ -416,13 +416,16 @@ unsafe fn plan(block: &Block) -> bool {
 /// The end, by the last block: tells every peer that its rows are written, sums up what this rank receives, and waits
 /// until all of it is there. After a failure nothing was sent: only the epoch moves on.
 #[inline(always)]
-unsafe fn finish(block: &Block, sent: bool) {
+unsafe fn finish(block: &Block) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let ranks = shape.ranks;
     // SAFETY: the contract of DispatchArgs; every block has arrived, so that all rows of this rank are written and
     // visible to this block, and nobody reads the epoch any more.
     unsafe {
+        // Not what this block has seen: another's wait may have timed out where this one's just did not, and its rows
+        // are missing then.
+        let sent = mem::load_relaxed_gpu_u32(block.work(exchange.work.report_claim)) == 0;
         if sent {
             for peer in thread::strided(ranks) {
                 // Partner: the wait for data_flags below, on `peer` (acquire, sys). What it releases: the rows, by
