@@ -35,9 +35,9 @@ const NOTHING: Source = Source {
     quads: [false, false],
 };
 
-/// `barriers`: 3 in `count`'s loop, 1 in each of two meetings. `barriers_or`: 1 each in `count`, `announce` and `finish`,
+/// `barriers`: 3 in `count`'s loop, 1 in `finish`, 1 in each of two meetings. `barriers_or`: 1 each in `count`, `announce` and `finish`,
 /// 2 in `plan`, 1 in each meeting. Flags: `count_flags` and `data_flags`.
-const DISPATCH: Source = Source { barriers: 5, barriers_or: 7, flags_set: 2, flags_awaited: 2, ..NOTHING };
+const DISPATCH: Source = Source { barriers: 6, barriers_or: 7, flags_set: 2, flags_awaited: 2, ..NOTHING };
 
 /// `barriers`: 1 in the meeting. `barriers_or`: 1 after the wait, 1 in the meeting. Flags: `ready_flags`.
 const COMBINE: Source = Source { barriers: 1, barriers_or: 2, flags_set: 1, flags_awaited: 1, ..NOTHING };

@@ -72,7 +72,7 @@ pub struct Shared {
     pub base: u32,
     /// u32 `[warp, rank]`: tokens of the warps before, in the round.
     pub warp_counts: u32,
-    /// u32 `[expert]`: tokens to each expert.
+    /// u32 `[expert]`: tokens to each expert; in the finishing block then from all ranks to each of this rank's.
     pub experts: u32,
     /// mbarriers `[warp, stage]`.
     pub barriers: u32,
@@ -231,7 +231,8 @@ unsafe fn count(block: &Block) {
 
             let mut used = 0;
             for rank in 0..ranks {
-                if rank % 32 == 0 {
+                // With up to 32 ranks the mask is still the one from above.
+                if rank % 32 == 0 && ranks > 32 {
                     mask = if active { destinations::mask(shape, args.topk_idx, token, rank) } else { 0 };
                 }
                 let inside = mask >> (rank % 32) & 1 != 0;
@@ -434,6 +435,32 @@ unsafe fn finish(block: &Block) {
                 mem::store_release_sys_u64(flag, block.epoch);
             }
         }
+        // While the rows are on their way: what the counts per rank say, which have long been here.
+        let arena = exchange.own();
+        let count = |source: u32, word: u32| {
+            mem::load_u32(arena.offset(exchange.arena.counts_of(shape, block.epoch, source)).word(word))
+        };
+        let received = block.work(exchange.work.received);
+        for source in thread::strided(ranks) {
+            let tokens = if sent { count(source, exchange.rank) } else { 0 };
+            mem::store_u32(block.work(exchange.work.tokens_per_source).word(source), tokens);
+        }
+        if thread::warp_index() == 0 {
+            let mut rows = 0;
+            for source in thread::lane_strided(ranks) {
+                rows += if sent { count(source, exchange.rank) } else { 0 };
+            }
+            let rows = warp::sum(rows);
+            if thread::lane() == 0 {
+                mem::store_u32(received, rows);
+                mem::store_u64(block.work(exchange.work.dispatch_epoch), block.epoch);
+            }
+        }
+        let own_experts = shape.experts_per_rank();
+        for expert in thread::strided(own_experts) {
+            shared::store_u32(block.shared.experts + 4 * expert, 0);
+        }
+
         let mut arrived = sent;
         if sent {
             for peer in thread::strided(ranks) {
@@ -443,36 +470,19 @@ unsafe fn finish(block: &Block) {
             }
         }
         let arrived = !block::barrier_or(!arrived);
-        let arena = exchange.own();
-        let count = |source: u32, word: u32| {
-            let counts = arena.offset(exchange.arena.counts_of(shape, block.epoch, source));
-            if arrived { mem::load_u32(counts.word(word)) } else { 0 }
-        };
-        for source in thread::strided(ranks) {
-            let tokens = count(source, exchange.rank);
-            mem::store_u32(block.work(exchange.work.tokens_per_source).word(source), tokens);
+        if arrived {
+            // These came with the rows. A thread takes a pair, so that all loads are on their way at once.
+            for pair in thread::strided(ranks * own_experts) {
+                let (source, expert) = (pair / own_experts, pair % own_experts);
+                shared::add_u32(block.shared.experts + 4 * expert, count(source, ranks + 1 + expert));
+            }
+        } else if block::is_first_thread() {
+            mem::store_u32(received, 0);
         }
-        // A warp takes an expert, a lane a source.
-        for expert in thread::warp_strided(shape.experts_per_rank()) {
-            let mut tokens = 0;
-            for source in thread::lane_strided(ranks) {
-                tokens += count(source, ranks + 1 + expert);
-            }
-            let tokens = warp::sum(tokens);
-            if thread::lane() == 0 {
-                mem::store_u32(block.work(exchange.work.tokens_per_expert).word(expert), tokens);
-            }
-        }
-        if thread::warp_index() == 0 {
-            let mut received = 0;
-            for source in thread::lane_strided(ranks) {
-                received += count(source, exchange.rank);
-            }
-            let received = warp::sum(received);
-            if thread::lane() == 0 {
-                mem::store_u32(block.work(exchange.work.received), received);
-                mem::store_u64(block.work(exchange.work.dispatch_epoch), block.epoch);
-            }
+        block::barrier();
+        for expert in thread::strided(own_experts) {
+            let tokens = shared::load_u32(block.shared.experts + 4 * expert);
+            mem::store_u32(block.work(exchange.work.tokens_per_expert).word(expert), tokens);
         }
     }
 }
