@@ -5,7 +5,7 @@
 //! buffers are not to be dropped between the launches of one operation on the ranks of a GPU.
 
 use super::driver::{self, DevicePointer, check};
-use super::images::{self, Code, KERNEL_IMAGES};
+use super::images::{self, KERNEL_IMAGES};
 use super::{CudaOptions, Description, Device, Gpu, Handle, Launch};
 use crate::Error;
 use cust::context::{Context, ContextHandle, CurrentContext};
@@ -174,11 +174,11 @@ impl Card {
         CurrentContext::set_current(&context).map_err(refused("cuCtxSetCurrent"))?;
         let description = describe(ordinal, 1)?;
         let code = images::select(KERNEL_IMAGES, &description, lane)?;
-        let module = match code {
-            Code::Cubin(cubin) => Module::from_cubin(cubin, &[]),
-            Code::Ptx(ptx) => Module::from_ptx(ptx, &[]),
-        }
-        .map_err(refused("loading the kernels"))?;
+        // A driver older than ptxas refuses the machine code, and compiles the PTX.
+        let module = match code.cubin.map(|cubin| Module::from_cubin(cubin, &[])) {
+            Some(Ok(module)) => module,
+            _ => Module::from_ptx(code.ptx, &[]).map_err(refused("loading the kernels"))?,
+        };
         let mut functions = HashMap::new();
         for &name in tokenrail_device::KERNELS {
             let function = match module.get_function(name) {

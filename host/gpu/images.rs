@@ -8,16 +8,16 @@ use std::collections::BTreeSet;
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// What a GPU is given to load.
-#[derive(Clone, Copy, Debug)]
-pub enum Code<'a> {
-    /// Machine code for it.
-    Cubin(&'a [u8]),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code<'a> {
+    /// Machine code for it, which a driver older than the compiler may not know.
+    pub cubin: Option<&'a [u8]>,
     /// PTX, which the driver compiles.
-    Ptx(&'a str),
+    pub ptx: &'a str,
 }
 
-/// The newest image of `lane` (`None`: the preferred one) that `device` can run: machine code of its own major version,
-/// else PTX.
+/// The newest image of `lane` (`None`: the preferred one) that `device` can run: PTX, and machine code if that is of
+/// its own major version.
 ///
 /// # Errors
 /// [`Error::Architecture`] if every image is for a newer GPU, [`Error::Config`] if the lane was not built.
@@ -46,10 +46,8 @@ pub fn select<'a>(
             .collect::<Vec<_>>()
             .join(", "),
     })?;
-    Ok(match image.cubin {
-        Some(cubin) if image.sm / 10 == capability / 10 => Code::Cubin(cubin),
-        _ => Code::Ptx(image.ptx),
-    })
+    let cubin = image.cubin.filter(|_| image.sm / 10 == capability / 10);
+    Ok(Code { cubin, ptx: image.ptx })
 }
 
 #[cfg(test)]
@@ -89,8 +87,8 @@ mod tests {
 
     fn chosen(capability: u32, lane: Option<&str>) -> String {
         match select(IMAGES, &gpu(capability), lane) {
-            Ok(Code::Cubin(cubin)) => format!("cubin {cubin:?}"),
-            Ok(Code::Ptx(ptx)) => format!("ptx {ptx}"),
+            Ok(Code { cubin: Some(cubin), .. }) => format!("cubin {cubin:?}"),
+            Ok(Code { cubin: None, ptx }) => format!("ptx {ptx}"),
             Err(error) => error.to_string(),
         }
     }
