@@ -2,18 +2,18 @@
 
 use super::{machine, thread};
 
-/// Waits for every thread of the block and orders their memory accesses (`barrier.cta.sync.aligned 0`).
+/// Waits for every thread of the block and orders their memory accesses (`barrier.cta.sync.aligned 0`, sm_70).
 pub fn barrier() {
     machine::block_barrier();
 }
 
-/// Waits for `threads` threads (a multiple of 32) at the barrier `id`, 1 to 15 (`barrier.cta.sync id, threads`).
+/// Waits for `threads` threads (a multiple of 32) at the barrier `id`, 1 to 15 (`barrier.cta.sync id, threads`, sm_70).
 /// Barrier 0 is [`barrier`]'s.
 pub fn named_barrier(id: u32, threads: u32) {
     machine::named_barrier(id, threads);
 }
 
-/// [`barrier`], and whether any thread passed true (`barrier.cta.red.or.pred.aligned 0`).
+/// [`barrier`], and whether any thread passed true (`barrier.cta.red.or.pred.aligned 0`, sm_70).
 pub fn barrier_or(predicate: bool) -> bool {
     machine::block_barrier_or(predicate)
 }

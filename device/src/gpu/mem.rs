@@ -1,5 +1,7 @@
 //! Global memory: plain accesses for data, scoped and ordered ones for what others read while it is written.
 //!
+//! Plain accesses are on every architecture; the least one for the others stands with them.
+//!
 //! Everything goes through an [`Address`]. No reference is ever made into memory that another thread, GPU or NIC may
 //! write: a load through `&T` may become `ld.global.nc` or be hoisted out of a loop. Read-modify-write operations are
 //! inline PTX, because `core`'s atomics lower to `atom.global` without ordering and at `.gpu` scope.

@@ -1,4 +1,5 @@
-//! The block's dynamic shared memory, addressed by 32-bit offsets in the shared window.
+//! The block's dynamic shared memory, addressed by 32-bit offsets in the shared window. On every architecture, but for
+//! the atomic.
 //!
 //! # Safety
 //! Every function that accesses it needs an offset inside the block's dynamic shared memory, aligned to the size of

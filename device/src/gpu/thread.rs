@@ -1,4 +1,4 @@
-//! Who this thread is. Blocks and grids are one-dimensional.
+//! Who this thread is. Blocks and grids are one-dimensional. On every architecture.
 
 use super::machine;
 
