@@ -1,7 +1,7 @@
 //! The calls a user makes: layout, dispatch, combine.
 
 use crate::arena::Arena;
-use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream, View};
+use crate::gpu::{Buffer, Description, Gpu, Grid, HostBuffer, Stream, View};
 use crate::{Config, Error, Member};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub struct Exchange {
     report: HostBuffer,
     sms: u32,
     bulk_copy: bool,
+    dispatch_staging: Staging,
+    combine_staging: Staging,
     dispatches: u64,
     /// Tokens of the last dispatch.
     tokens: u32,
@@ -87,7 +89,7 @@ const DISPATCH_BUFFER_BYTES: u32 = 16 << 10;
 /// Dispatch's buffers of a warp. More put more bytes on their way than the links take well: FP8 rows took 118 µs with
 /// one and 126 µs with two (docs/performance.md).
 const DISPATCH_STAGES: u32 = 1;
-/// Most bytes of each partial row that combine pulls at once: of 2, 4 and 7 KiB the quickest (docs/performance.md).
+/// Most bytes of each partial row that combine pulls at once: of 2, 3.5 and 7 KiB the quickest (docs/performance.md).
 const COMBINE_PIECE_BYTES: u32 = 2 << 10;
 /// Combine's stages of a warp.
 const COMBINE_STAGES: u32 = 2;
@@ -103,12 +105,39 @@ struct Staging {
     stage_bytes: u32,
 }
 
-/// The most warps whose shared memory fits, with as many stages or else one.
-fn fit(most: Staging, limit: u32, bytes: impl Fn(Staging) -> u32) -> Option<Staging> {
-    let sizes = [most.stages, 1].into_iter().flat_map(|stages| {
-        (1..=most.warps).rev().map(move |warps| Staging { warps, stages, stage_bytes: most.stage_bytes })
-    });
-    sizes.into_iter().find(|staging| bytes(*staging) <= limit)
+impl Staging {
+    /// Dispatch's on this device.
+    fn of_dispatch(shape: &Shape, device: &Description, bulk_copy: bool) -> Result<Self, Error> {
+        // Plain copies need no buffers.
+        let stage_bytes = if bulk_copy { shape.row_bytes.min(DISPATCH_BUFFER_BYTES) } else { 0 };
+        let most = Self { warps: device.warps, stages: DISPATCH_STAGES, stage_bytes };
+        most.fit(shape, device, |Self { warps, stages, stage_bytes }| {
+            dispatch::Shared::new(shape, warps, stages, stage_bytes).bytes
+        })
+    }
+
+    /// Combine's on this device.
+    fn of_combine(shape: &Shape, device: &Description, bulk_copy: bool) -> Result<Self, Error> {
+        let piece_bytes = shape.output_bytes().min(COMBINE_PIECE_BYTES);
+        let stage_bytes = if bulk_copy { piece_bytes * shape.route_width() } else { 0 };
+        let most = Self { warps: device.warps, stages: COMBINE_STAGES, stage_bytes };
+        most.fit(shape, device, |Self { warps, stages, stage_bytes }| {
+            combine::Shared::new(warps, stages, stage_bytes).bytes
+        })
+    }
+
+    /// The most warps whose shared memory fits, with as many stages or else one.
+    fn fit(self, shape: &Shape, device: &Description, bytes: impl Fn(Self) -> u32) -> Result<Self, Error> {
+        let limit = device.shared_bytes;
+        let sizes = [self.stages, 1]
+            .into_iter()
+            .flat_map(|stages| (1..=self.warps).rev().map(move |warps| Self { warps, stages, ..self }));
+        sizes.into_iter().find(|staging| bytes(*staging) <= limit).ok_or_else(|| {
+            let value = format!("{} with {} ranks", shape.experts, shape.ranks);
+            let limit = format!("their counts do not fit a block's {limit} bytes of shared memory");
+            Error::Config { field: "experts", value, limit }
+        })
+    }
 }
 
 impl Exchange {
@@ -139,6 +168,9 @@ impl Exchange {
             return Err(Error::Config { field: "bulk_copy", value: "true".into(), limit });
         }
 
+        let dispatch_staging = Staging::of_dispatch(&shape, &device, bulk_copy)?;
+        let combine_staging = Staging::of_combine(&shape, &device, bulk_copy)?;
+
         let arena_layout = ArenaLayout::new(&shape);
         let work_layout = WorkspaceLayout::new(&shape, sms);
         let gpu = member.gpu();
@@ -147,7 +179,7 @@ impl Exchange {
         let arena = Arena::new(&member, arena_layout.bytes, patience)?;
         let (workspace, report) = (workspace?, report?);
         gpu.write(workspace.part(work_layout.peers, 8 * shape.ranks as u64), &arena.addresses())?;
-        let exchange = Self {
+        Ok(Self {
             config: config.clone(),
             shape,
             arena_layout,
@@ -157,24 +189,18 @@ impl Exchange {
             report,
             sms,
             bulk_copy,
+            dispatch_staging,
+            combine_staging,
             dispatches: 0,
             tokens: 0,
             failed: false,
             member,
-        };
-        exchange.dispatch_staging()?;
-        exchange.combine_staging()?;
-        Ok(exchange)
+        })
     }
 
     /// This rank's GPU.
     pub fn gpu(&self) -> &Gpu {
         self.member.gpu()
-    }
-
-    /// This rank's place in its group: a way to meet the other ranks on the host.
-    pub fn member(&self) -> &Member {
-        &self.member
     }
 
     /// This rank's number.
@@ -261,7 +287,7 @@ impl Exchange {
         };
         x_scales.holds("x_scales", rows_of(4 * shape.scales))?;
 
-        let Staging { warps, stages, stage_bytes } = self.dispatch_staging()?;
+        let Staging { warps, stages, stage_bytes } = self.dispatch_staging;
         let args = dispatch::DispatchArgs {
             exchange: self.device_side(),
             x: input.x.address(),
@@ -299,7 +325,7 @@ impl Exchange {
         self.usable()?;
         self.current(received)?;
         out.view().holds("out", self.tokens as usize * self.shape.output_bytes() as usize)?;
-        let Staging { warps, stages, stage_bytes } = self.combine_staging()?;
+        let Staging { warps, stages, stage_bytes } = self.combine_staging;
         let args = combine::CombineArgs {
             exchange: self.device_side(),
             out: out.address(),
@@ -383,34 +409,6 @@ impl Exchange {
             timeout_ns: self.config.timeout.as_nanos() as u64,
             rank: self.rank(),
         }
-    }
-
-    fn dispatch_staging(&self) -> Result<Staging, Error> {
-        let device = self.gpu().description();
-        // Plain copies need no buffers.
-        let stage_bytes = if self.bulk_copy { self.shape.row_bytes.min(DISPATCH_BUFFER_BYTES) } else { 0 };
-        let most = Staging { warps: device.warps, stages: DISPATCH_STAGES, stage_bytes };
-        fit(most, device.shared_bytes, |staging| {
-            dispatch::Shared::new(&self.shape, staging.warps, staging.stages, staging.stage_bytes).bytes
-        })
-        .ok_or_else(|| self.too_large(device.shared_bytes))
-    }
-
-    fn combine_staging(&self) -> Result<Staging, Error> {
-        let device = self.gpu().description();
-        let piece_bytes = self.shape.output_bytes().min(COMBINE_PIECE_BYTES);
-        let stage_bytes = if self.bulk_copy { piece_bytes * self.shape.route_width() } else { 0 };
-        let most = Staging { warps: device.warps, stages: COMBINE_STAGES, stage_bytes };
-        fit(most, device.shared_bytes, |staging| {
-            combine::Shared::new(staging.warps, staging.stages, staging.stage_bytes).bytes
-        })
-        .ok_or_else(|| self.too_large(device.shared_bytes))
-    }
-
-    fn too_large(&self, shared_bytes: u32) -> Error {
-        let value = format!("{} with {} ranks", self.shape.experts, self.shape.ranks);
-        let limit = format!("their counts do not fit a block's {shared_bytes} bytes of shared memory");
-        Error::Config { field: "experts", value, limit }
     }
 
     /// Launches the variant that this exchange moves rows with.

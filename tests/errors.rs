@@ -208,53 +208,50 @@ fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
     assert!(late > 0 && right > 0, "{late} late, {right} right: the times do not straddle what it takes");
 }
 
-#[test]
-fn a_view_whose_buffers_were_reused() {
+/// Runs `test` on a rank that is alone, with one token of 128 bytes for experts 0 and 3.
+fn with_one_token(config: Config, test: impl Fn(&mut Exchange, &Stream, &Input) + Sync) {
     on_ranks(group(1), |member| {
-        let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");
-        let gpu = exchange.gpu().clone();
-        let stream = gpu.stream().expect("a stream");
-        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
-        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
-        let old = exchange.dispatch(&stream, &input).expect("queued");
-        exchange.dispatch(&stream, &input).expect("queued");
-        let stale = "received view of dispatch 1: its buffers now belong to dispatch 2";
-        let combined = gpu.alloc(128).expect("memory");
-        assert_eq!(text(exchange.combine(&stream, &old, &combined)), stale);
-        assert_eq!(text(exchange.counts(&stream, &old)), stale);
-        exchange.finish(&stream).expect("both dispatches were fine");
-    });
-}
-
-#[test]
-fn arguments_that_are_too_short() {
-    on_ranks(group(1), |member| {
-        let mut exchange = Exchange::new(member, &Config::new(4, 2, 64, 4)).expect("good settings");
-        let gpu = exchange.gpu().clone();
-        let stream = gpu.stream().expect("a stream");
-        let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
-        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
-        let mut refused = |input: &Input| text(exchange.dispatch(&stream, input));
-        assert_eq!(refused(&Input { tokens: 5, ..input }), "tokens: 5, but the config allows 4");
-        assert_eq!(refused(&Input { tokens: 2, ..input }), "x: 128 bytes, but 256 bytes are needed");
-        assert_eq!(refused(&Input { x: &ids, ..input }), "x: 8 bytes, but 128 bytes are needed");
-        let received = exchange.dispatch(&stream, &input).expect("queued");
-        let out = "out: 8 bytes, but 128 bytes are needed";
-        assert_eq!(text(exchange.combine(&stream, &received, &ids)), out);
-        exchange.finish(&stream).expect("the one dispatch was fine");
-    });
-}
-
-#[test]
-fn scales_must_come_with_fp8() {
-    on_ranks(group(1), |member| {
-        let config = Config { element: tokenrail::Element::Fp8E4m3, ..Config::new(4, 2, 128, 4) };
         let mut exchange = Exchange::new(member, &config).expect("good settings");
         let gpu = exchange.gpu().clone();
         let stream = gpu.stream().expect("a stream");
         let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
         let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
-        assert_eq!(text(exchange.dispatch(&stream, &input)), "x_scales: 0 bytes, but 4 bytes are needed");
+        test(&mut exchange, &stream, &input);
+    });
+}
+
+#[test]
+fn a_view_whose_buffers_were_reused() {
+    with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
+        let old = exchange.dispatch(stream, input).expect("queued");
+        exchange.dispatch(stream, input).expect("queued");
+        let stale = "received view of dispatch 1: its buffers now belong to dispatch 2";
+        let combined = exchange.gpu().alloc(128).expect("memory");
+        assert_eq!(text(exchange.combine(stream, &old, &combined)), stale);
+        assert_eq!(text(exchange.counts(stream, &old)), stale);
+        exchange.finish(stream).expect("both dispatches were fine");
+    });
+}
+
+#[test]
+fn arguments_that_are_too_short() {
+    with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
+        let mut refused = |input: &Input| text(exchange.dispatch(stream, input));
+        assert_eq!(refused(&Input { tokens: 5, ..*input }), "tokens: 5, but the config allows 4");
+        assert_eq!(refused(&Input { tokens: 2, ..*input }), "x: 128 bytes, but 256 bytes are needed");
+        assert_eq!(refused(&Input { x: input.topk_idx, ..*input }), "x: 8 bytes, but 128 bytes are needed");
+        let received = exchange.dispatch(stream, input).expect("queued");
+        let out = "out: 8 bytes, but 128 bytes are needed";
+        assert_eq!(text(exchange.combine(stream, &received, input.topk_idx)), out);
+        exchange.finish(stream).expect("the one dispatch was fine");
+    });
+}
+
+#[test]
+fn scales_must_come_with_fp8() {
+    let config = Config { element: tokenrail::Element::Fp8E4m3, ..Config::new(4, 2, 128, 4) };
+    with_one_token(config, |exchange, stream, input| {
+        assert_eq!(text(exchange.dispatch(stream, input)), "x_scales: 0 bytes, but 4 bytes are needed");
     });
 }
 

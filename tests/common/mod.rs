@@ -37,7 +37,7 @@ pub fn check(case: &Case, backend: &Backend) {
                 let kept: Vec<_> =
                     rounds.iter().map(|round| round.run(&mut exchange, &stream, &placement)).collect();
                 // Memory is given back when all ranks are done: on a shared GPU that waits for every rank's kernels.
-                exchange.member().all_gather((), "end of the case", case.config.timeout).unwrap();
+                exchange.all_gather((), "end of the case", case.config.timeout).unwrap();
                 drop(kept);
             });
         }
