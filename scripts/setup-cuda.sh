@@ -39,13 +39,16 @@ apt_install() {
         has sudo || return 1
         sudo=(sudo)
     fi
-    "${sudo[@]}" apt-get install -y --no-install-recommends "$@" >&2 ||
-        { "${sudo[@]}" apt-get update >&2 && "${sudo[@]}" apt-get install -y --no-install-recommends "$@" >&2; }
+    # First the lists: an old one names an older compiler, which installs and does not do.
+    "${sudo[@]}" apt-get update >&2 || true
+    "${sudo[@]}" apt-get install -y --no-install-recommends "$@" >&2
 }
 
-# True if the given rustc can build for the GPU: with `core` ready made, or with its source.
+# True if the given rustc can build for the GPU: LLVM 22 (rustc 1.95), and `core` ready made or its source.
 builds_for_gpu() {
-    local lib
+    local lib llvm
+    llvm=$("$1" -vV 2>/dev/null | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    [ "${llvm:-0}" -ge 22 ] || return 1
     lib=$("$1" --print sysroot 2>/dev/null)/lib/rustlib || return 1
     compgen -G "$lib/$target/lib/libcore-*.rlib" >/dev/null || [ -d "$lib/src/rust/library/core" ]
 }
