@@ -28,6 +28,11 @@ impl Arena {
         &self.arenas[self.rank]
     }
 
+    /// Another rank's, or this one's.
+    pub fn of(&self, rank: u32) -> &Buffer {
+        &self.arenas[rank as usize]
+    }
+
     /// Address of every rank's, in rank order.
     pub fn addresses(&self) -> Vec<u64> {
         self.arenas.iter().map(|arena| arena.address().0).collect()

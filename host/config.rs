@@ -2,33 +2,88 @@
 
 use crate::Error;
 use std::time::Duration;
-use tokenrail_device::wire::{ArenaLayout, SCALE_CHANNELS, Shape};
+use tokenrail_device::wire::{ArenaLayout, HandleLayout, MAX_SIDES, SCALE_CHANNELS, Shape, WorkspaceLayout};
 
-/// What a row's elements are when it is dispatched. Combine always moves bf16.
+/// What a row's elements are when it is dispatched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// 2 bytes.
     Bf16,
+    /// 2 bytes.
+    F16,
     /// FP8 e4m3, 1 byte, with one f32 scale per 128 channels.
     Fp8E4m3,
+    /// FP8 e4m3, 1 byte, with one power of two per 128 channels as scale: UE8M0, byte e is 2^(e − 127), four to a word,
+    /// group 4j + i in byte i of word j.
+    Fp8E4m3Ue8m0,
+    /// Any bytes, which travel untouched: FP4 with its block scales, say.
+    Opaque {
+        /// Bytes of a row, a multiple of 16.
+        row_bytes: u32,
+        /// 4-byte words of scales of a row; 0 for none.
+        scale_words: u32,
+    },
 }
 
 impl Element {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u32 {
+    /// Bytes of a row of `hidden` elements.
+    pub const fn row_bytes(self, hidden: u32) -> u32 {
         match self {
-            Self::Bf16 => 2,
-            Self::Fp8E4m3 => 1,
+            Self::Bf16 | Self::F16 => 2 * hidden,
+            Self::Fp8E4m3 | Self::Fp8E4m3Ue8m0 => hidden,
+            Self::Opaque { row_bytes, .. } => row_bytes,
         }
     }
 
-    /// f32 scales that travel with a row of `hidden` elements.
-    pub const fn scales(self, hidden: u32) -> u32 {
+    /// 4-byte words of scales that travel with a row of `hidden` elements.
+    pub const fn scale_words(self, hidden: u32) -> u32 {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::F16 => 0,
             Self::Fp8E4m3 => hidden.div_ceil(SCALE_CHANNELS),
+            Self::Fp8E4m3Ue8m0 => hidden.div_ceil(SCALE_CHANNELS).div_ceil(4),
+            Self::Opaque { scale_words, .. } => scale_words,
         }
     }
+}
+
+/// What experts' outputs and combined rows are. Sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Half {
+    /// 8 bits of exponent, 7 of mantissa.
+    Bf16,
+    /// 5 bits of exponent, 10 of mantissa.
+    F16,
+}
+
+/// How received scales lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleLayout {
+    /// `[rows, words]`.
+    RowMajor,
+    /// `[words, rows rounded up to 4]`, so that a column begins at a multiple of 16 bytes: what grouped GEMMs read by
+    /// TMA.
+    ColumnMajor,
+}
+
+/// What happens to rows for which there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Overflow {
+    /// The dispatch fails: with [`Error::Capacity`] on all ranks, and nothing is sent; with [`Error::ExpertRows`] on the
+    /// rank whose expert-major form is too small, which still has every row, rank-major.
+    Fail,
+    /// The rows that come last in the order of rows are left out, and counted: [`Counts`](crate::Counts) tells the
+    /// receiver and the sender how many. Combine sums what is there.
+    Cap,
+}
+
+/// The expert-major form of what is received: one copy of a row for each of this rank's experts that it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExpertMajor {
+    /// Each expert's rows begin at a multiple of this; rows in between are padding, all zeros and marked −1. 1 for none,
+    /// at most 4096.
+    pub alignment: u32,
+    /// Most expert-major rows, padding counted. `None`: what cannot overflow.
+    pub rows: Option<u32>,
 }
 
 /// Settings of an exchange. Those that say how ranks talk must be the same on all of them; `sms`, `timeout` and
@@ -43,12 +98,34 @@ pub struct Config {
     pub hidden: u32,
     /// What the dispatched elements are.
     pub element: Element,
+    /// What experts' outputs and combined rows are.
+    pub combined: Half,
+    /// How received scales lie.
+    pub scale_layout: ScaleLayout,
+    /// Side tensors that travel with each token: bytes of each for one token, a multiple of 4. At most 8.
+    pub sides: Vec<u32>,
     /// Most tokens that a rank dispatches in one call.
     pub tokens: u32,
     /// Most rows that a rank can receive in one call. `None`: ranks · tokens, which cannot overflow.
     pub receive_rows: Option<u32>,
-    /// Streaming multiprocessors that a kernel occupies. `None`: 16 on a GPU, 2 on the emulator.
+    /// Whether dispatch also fills the expert-major form, and how.
+    pub expert_major: Option<ExpertMajor>,
+    /// What happens to rows for which there is no room.
+    pub overflow: Overflow,
+    /// Ranks of a node: node n has those from n · `ranks_per_node` on. `None`: all are on one.
+    pub ranks_per_node: Option<u32>,
+    /// Whether there is room for rows that copy engines move, see [`Transport`](crate::Transport).
+    pub copy_engine: bool,
+    /// Dispatches whose received rows are there at the same time, 1 to 16. Each has its own buffers.
+    pub in_flight: u32,
+    /// Handles that are valid at the same time, at least `in_flight`. `None`: as many as `in_flight`. Each costs
+    /// what its routes take, a few bytes a slot.
+    pub handles: Option<u32>,
+    /// Streaming multiprocessors that a kernel occupies, unless a call says otherwise. `None`: 16 on a GPU, 2 on the
+    /// emulator.
     pub sms: Option<u32>,
+    /// Most multiprocessors that a call may ask for. `sms` may not be above it.
+    pub max_sms: u32,
     /// How long a kernel waits for a peer. To set up, ranks wait for each other as long, and at least 30 s.
     pub timeout: Duration,
     /// Move rows by bulk copies. `None`: where the GPU has them (sm_90 and later).
@@ -63,27 +140,59 @@ const MAX_TOPK: u32 = 32;
 const MAX_RANKS: u32 = 1024;
 /// Most elements of a row.
 const MAX_HIDDEN: u32 = 1 << 20;
+/// Most bytes of a row, or of a side tensor's part of it.
+const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
 /// Most slots of all rows of a rank: their indices are 32 bits.
 const MAX_SLOTS: u64 = 1 << 31;
+/// Most dispatches in flight: their number has 8 bits in a handle's name.
+const MAX_IN_FLIGHT: u32 = 16;
+/// Most handles.
+const MAX_HANDLES: u32 = 65536;
+/// Largest alignment of expert-major rows.
+const MAX_ALIGNMENT: u32 = 4096;
+/// Most multiprocessors: more than any GPU has.
+const MAX_SMS: u32 = 1024;
 
 fn refuse(field: &'static str, value: impl ToString, limit: impl Into<String>) -> Error {
     Error::Config { field, value: value.to_string(), limit: limit.into() }
 }
 
+fn within(field: &'static str, value: u32, least: u32, most: u32) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(refuse(field, value, format!("must be {least} to {most}")))
+}
+
 impl Config {
-    /// bf16, room for every token of every rank, 10 s of patience.
+    /// bf16, room for every token of every rank, one dispatch in flight, 10 s of patience.
     pub fn new(experts: u32, topk: u32, hidden: u32, tokens: u32) -> Self {
         Self {
             experts,
             topk,
             hidden,
             element: Element::Bf16,
+            combined: Half::Bf16,
+            scale_layout: ScaleLayout::RowMajor,
+            sides: Vec::new(),
             tokens,
             receive_rows: None,
+            expert_major: None,
+            overflow: Overflow::Fail,
+            ranks_per_node: None,
+            copy_engine: false,
+            in_flight: 1,
+            handles: None,
             sms: None,
+            max_sms: 64,
             timeout: Duration::from_secs(10),
             bulk_copy: None,
         }
+    }
+
+    /// Handles that are valid at the same time.
+    pub(crate) fn handle_count(&self) -> u32 {
+        self.handles.unwrap_or(self.in_flight)
     }
 
     /// Checks every setting and gives the sizes that kernels work with.
@@ -91,12 +200,6 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the first setting that is not possible.
     pub fn shape(&self, ranks: u32) -> Result<Shape, Error> {
-        let within = |field, value: u32, least: u32, most: u32| {
-            if (least..=most).contains(&value) {
-                return Ok(());
-            }
-            Err(refuse(field, value, format!("must be {least} to {most}")))
-        };
         within("ranks", ranks, 1, MAX_RANKS)?;
         within("experts", self.experts, 1, MAX_EXPERTS)?;
         within("topk", self.topk, 1, MAX_TOPK)?;
@@ -104,48 +207,119 @@ impl Config {
         if self.topk > self.experts {
             return Err(refuse("topk", self.topk, format!("must be at most experts = {}", self.experts)));
         }
-        // The smaller of the two row sizes that move decides: a combined row is bf16.
-        let row_bytes = self.hidden * self.element.bytes();
-        if !row_bytes.is_multiple_of(16) {
-            let limit =
-                format!("a row of {:?} is {row_bytes} bytes, and must be a multiple of 16", self.element);
-            return Err(refuse("hidden", self.hidden, limit));
-        }
+        let row_bytes = self.check_rows()?;
+        let side_words = self.check_sides()?;
+        let ranks_per_node = self.ranks_per_node.unwrap_or(ranks);
+        within("ranks_per_node", ranks_per_node, 1, ranks)?;
+
         let most_rows = ranks as u64 * self.tokens as u64;
         let rows = self.receive_rows.map_or(most_rows, u64::from);
         if rows > most_rows {
-            return Err(refuse(
-                "receive_rows",
-                rows,
-                format!("ranks · tokens = {most_rows} is the most there can be"),
-            ));
+            let limit = format!("ranks · tokens = {most_rows} is the most there can be");
+            return Err(refuse("receive_rows", rows, limit));
         }
-        let widest = u64::from(self.topk.max(self.element.scales(self.hidden)));
+        let widest = u64::from(self.topk.max(self.element.scale_words(self.hidden)));
         if most_rows * widest >= MAX_SLOTS {
             let limit =
                 format!("ranks · tokens · {widest} (slots or scales of a row) must be below {MAX_SLOTS}");
             return Err(refuse("tokens", self.tokens, limit));
         }
-        if self.timeout.is_zero() || self.timeout > Duration::from_secs(86400) {
-            return Err(refuse(
-                "timeout",
-                format!("{:?}", self.timeout),
-                "must be above 0 and at most a day",
-            ));
-        }
-        if self.sms == Some(0) {
-            return Err(refuse("sms", 0, "must be at least 1"));
-        }
+        let experts_per_rank = self.experts.div_ceil(ranks);
+        let (expert_rows, alignment) = self.expert_rows(rows, rows == most_rows, experts_per_rank)?;
+        self.check_resources()?;
         Ok(Shape {
             ranks,
+            ranks_per_node,
             experts: self.experts,
             topk: self.topk,
             hidden: self.hidden,
             row_bytes,
-            scales: self.element.scales(self.hidden),
+            scales: self.element.scale_words(self.hidden),
+            column_major: (self.scale_layout == ScaleLayout::ColumnMajor).into(),
+            side_words,
             tokens: self.tokens,
             rows: rows as u32,
+            expert_rows,
+            alignment,
+            cap: (self.overflow == Overflow::Cap).into(),
+            f16: (self.combined == Half::F16).into(),
+            copy_engine: self.copy_engine.into(),
         })
+    }
+
+    /// Bytes of a dispatched row.
+    fn check_rows(&self) -> Result<u32, Error> {
+        let row_bytes = self.element.row_bytes(self.hidden);
+        if row_bytes == 0 || row_bytes > MAX_ROW_BYTES || !row_bytes.is_multiple_of(16) {
+            let rule = format!("must be a multiple of 16, at most {MAX_ROW_BYTES}");
+            return Err(match self.element {
+                Element::Opaque { .. } => refuse("row_bytes", row_bytes, rule),
+                element => {
+                    let limit = format!("a row of {element:?} is {row_bytes} bytes, and {rule}");
+                    refuse("hidden", self.hidden, limit)
+                }
+            });
+        }
+        if !self.hidden.is_multiple_of(8) {
+            let limit = format!("a combined row is {} bytes, and must be a multiple of 16", 2 * self.hidden);
+            return Err(refuse("hidden", self.hidden, limit));
+        }
+        if let Element::Opaque { scale_words, .. } = self.element {
+            within("scale_words", scale_words, 0, MAX_ROW_BYTES / 4)?;
+        }
+        Ok(row_bytes)
+    }
+
+    /// Words of each side tensor.
+    fn check_sides(&self) -> Result<[u32; MAX_SIDES], Error> {
+        if self.sides.len() > MAX_SIDES {
+            return Err(refuse("sides", self.sides.len(), format!("there can be {MAX_SIDES}")));
+        }
+        let mut words = [0; MAX_SIDES];
+        for (words, &bytes) in words.iter_mut().zip(&self.sides) {
+            if bytes == 0 || bytes > MAX_ROW_BYTES || !bytes.is_multiple_of(4) {
+                let limit = format!("must be a multiple of 4 bytes for a token, at most {MAX_ROW_BYTES}");
+                return Err(refuse("sides", bytes, limit));
+            }
+            *words = bytes / 4;
+        }
+        Ok(words)
+    }
+
+    /// Most rows of the expert-major form, and their alignment.
+    fn expert_rows(&self, rows: u64, all_fit: bool, experts: u32) -> Result<(u32, u32), Error> {
+        let Some(form) = self.expert_major else { return Ok((0, 1)) };
+        within("alignment", form.alignment, 1, MAX_ALIGNMENT)?;
+        let alignment = u64::from(form.alignment);
+        let most = rows * u64::from(self.topk) + u64::from(experts) * (alignment - 1);
+        let wanted = form.rows.map_or(most, u64::from);
+        if wanted > most || wanted >= MAX_SLOTS {
+            let limit = format!("{most} is the most there can be, and it must be below {MAX_SLOTS}");
+            return Err(refuse("expert_major.rows", wanted, limit));
+        }
+        if self.overflow == Overflow::Cap && !all_fit {
+            let limit = "with the expert-major form and Overflow::Cap there must be room for all rows: None";
+            return Err(refuse("receive_rows", rows, limit));
+        }
+        // No rows at all would be no such form.
+        Ok((wanted.max(1) as u32, form.alignment))
+    }
+
+    fn check_resources(&self) -> Result<(), Error> {
+        within("in_flight", self.in_flight, 1, MAX_IN_FLIGHT)?;
+        within("handles", self.handle_count(), self.in_flight, MAX_HANDLES)?;
+        within("max_sms", self.max_sms, 1, MAX_SMS)?;
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(86400) {
+            let limit = "must be above 0 and at most a day";
+            return Err(refuse("timeout", format!("{:?}", self.timeout), limit));
+        }
+        match self.sms {
+            Some(0) => Err(refuse("sms", 0, "must be at least 1")),
+            Some(sms) if sms > self.max_sms => {
+                Err(refuse("sms", sms, format!("max_sms = {}", self.max_sms)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Compares the settings that ranks must agree on.
@@ -153,22 +327,87 @@ impl Config {
     /// # Errors
     /// [`Error::Disagreement`] with the first field that differs.
     pub(crate) fn agree(&self, own_rank: u32, theirs: &Self, rank: u32) -> Result<(), Error> {
-        let fields: [(&'static str, String, String); 6] = [
-            ("experts", self.experts.to_string(), theirs.experts.to_string()),
-            ("topk", self.topk.to_string(), theirs.topk.to_string()),
-            ("hidden", self.hidden.to_string(), theirs.hidden.to_string()),
-            ("element", format!("{:?}", self.element), format!("{:?}", theirs.element)),
-            ("tokens", self.tokens.to_string(), theirs.tokens.to_string()),
-            ("receive_rows", format!("{:?}", self.receive_rows), format!("{:?}", theirs.receive_rows)),
-        ];
-        match fields.into_iter().find(|(_, ours, theirs)| ours != theirs) {
-            None => Ok(()),
-            Some((field, ours, theirs)) => Err(Error::Disagreement { field, rank, theirs, own_rank, ours }),
+        let shown = |config: &Self| -> [(&'static str, String); 15] {
+            [
+                ("experts", config.experts.to_string()),
+                ("topk", config.topk.to_string()),
+                ("hidden", config.hidden.to_string()),
+                ("element", format!("{:?}", config.element)),
+                ("combined", format!("{:?}", config.combined)),
+                ("scale_layout", format!("{:?}", config.scale_layout)),
+                ("sides", format!("{:?}", config.sides)),
+                ("tokens", config.tokens.to_string()),
+                ("receive_rows", format!("{:?}", config.receive_rows)),
+                ("expert_major", format!("{:?}", config.expert_major)),
+                ("overflow", format!("{:?}", config.overflow)),
+                ("ranks_per_node", format!("{:?}", config.ranks_per_node)),
+                ("copy_engine", config.copy_engine.to_string()),
+                ("in_flight", config.in_flight.to_string()),
+                ("handles", config.handle_count().to_string()),
+            ]
+        };
+        for ((field, ours), (_, theirs)) in shown(self).into_iter().zip(shown(theirs)) {
+            if ours != theirs {
+                return Err(Error::Disagreement { field, rank, theirs, own_rank, ours });
+            }
         }
+        Ok(())
     }
 }
 
-/// Bytes of the arena that every rank of a group of `ranks` allocates: exactly these.
+/// Where things lie in the two allocations of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub shape: Shape,
+    pub arena: ArenaLayout,
+    pub work: WorkspaceLayout,
+    pub handle: HandleLayout,
+    flights: u64,
+    handles: u64,
+}
+
+impl Plan {
+    /// # Errors
+    /// [`Error::Config`] if the settings are not possible.
+    pub fn new(config: &Config, ranks: u32) -> Result<Self, Error> {
+        let shape = config.shape(ranks)?;
+        Ok(Self {
+            shape,
+            arena: ArenaLayout::new(&shape),
+            work: WorkspaceLayout::new(&shape, config.max_sms),
+            handle: HandleLayout::new(&shape),
+            flights: config.in_flight.into(),
+            handles: config.handle_count().into(),
+        })
+    }
+
+    /// Bytes of the arena, which peers map.
+    pub fn arena_bytes(&self) -> u64 {
+        self.flights * self.arena.bytes
+    }
+
+    /// Bytes of the workspace: each flight's, then the handles.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.handle_offset(self.handles as u32)
+    }
+
+    /// Where a flight's part of an arena begins.
+    pub fn arena_offset(&self, flight: u32) -> u64 {
+        u64::from(flight) * self.arena.bytes
+    }
+
+    /// Where a flight's workspace begins.
+    pub fn work_offset(&self, flight: u32) -> u64 {
+        u64::from(flight) * self.work.bytes
+    }
+
+    /// Where a handle begins in the workspace.
+    pub fn handle_offset(&self, handle: u32) -> u64 {
+        self.flights * self.work.bytes + u64::from(handle) * self.handle.bytes
+    }
+}
+
+/// Bytes of device memory that an exchange takes on every rank of a group of `ranks`: exactly these.
 ///
 /// ```
 /// let config = tokenrail::Config::new(256, 8, 7168, 128);
@@ -181,5 +420,6 @@ impl Config {
 /// # Errors
 /// [`Error::Config`] if the settings are not possible.
 pub fn bytes_for(config: &Config, ranks: u32) -> Result<u64, Error> {
-    Ok(ArenaLayout::new(&config.shape(ranks)?).bytes)
+    let plan = Plan::new(config, ranks)?;
+    Ok(plan.arena_bytes() + plan.workspace_bytes())
 }

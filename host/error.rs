@@ -40,13 +40,30 @@ pub enum Error {
         /// What it has to be.
         limit: String,
     },
-    /// A received view or a handle was used after a later dispatch had reused its buffers.
-    #[error("received view of dispatch {used}: its buffers now belong to dispatch {current}")]
+    /// A received view was used after a later dispatch had reused its buffers.
+    #[error("received view of dispatch {used}: its buffers have been used again, the latest dispatch is {current}")]
     Stale {
         /// The dispatch the view came from.
         used: u64,
         /// The latest dispatch.
         current: u64,
+    },
+    /// A handle was used after a later routing had taken its memory, or with an exchange that it is not of.
+    #[error(
+        "handle of routing {used}: its memory has been used again, the latest routing is {current}; \
+         config.handles says how many are kept"
+    )]
+    StaleHandle {
+        /// The routing it is of.
+        used: u64,
+        /// The latest routing.
+        current: u64,
+    },
+    /// What a dispatch brought was to be combined a second time.
+    #[error("dispatch {dispatch} has been combined already: its outputs may be read only once")]
+    AlreadyCombined {
+        /// The dispatch.
+        dispatch: u64,
     },
     /// A rank did not come to a rendezvous on the host.
     #[error("rank {rank} waited {waited:?} for the others at {place}")]
@@ -89,6 +106,29 @@ pub enum Error {
     PeerInput {
         /// The rank.
         peer: u32,
+    },
+    /// Ranks do not follow the handle of the same dispatch, or only some of them follow one. Nothing was sent.
+    #[error("rank {peer} follows another handle, or one of us follows none; nothing was sent")]
+    HandleMismatch {
+        /// A rank that does not agree with this one.
+        peer: u32,
+    },
+    /// The count of tokens on the device is too large. Nothing was sent.
+    #[error("{tokens} tokens, counted on the device, but the config allows {limit}; nothing was sent")]
+    TokenCount {
+        /// What the device counted.
+        tokens: u64,
+        /// What the config allows.
+        limit: u64,
+    },
+    /// This rank's expert-major form would need more rows than it has room for. The form is empty; the rank-major rows
+    /// are all there.
+    #[error("the expert-major form would be {rows} rows, but expert_major.rows = {capacity}; it is left empty")]
+    ExpertRows {
+        /// Rows, padding counted.
+        rows: u64,
+        /// The rows it has room for.
+        capacity: u64,
     },
     /// More rows are routed to a rank than it has room for. Nothing was sent.
     #[error("rank {rank} would receive {rows} rows, but receive_rows = {capacity}; nothing was sent")]

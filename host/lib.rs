@@ -13,8 +13,11 @@ pub mod workload;
 /// The kernels, and what kernels of an engine's own can be written with: launch them with [`Gpu::launch`].
 pub use tokenrail_device as device;
 
-pub use config::{Config, Element, bytes_for};
+pub use config::{Config, Element, ExpertMajor, Half, Overflow, ScaleLayout, bytes_for};
 pub use error::Error;
-pub use exchange::{Counts, Exchange, Input, Layout, Received};
+pub use exchange::{
+    ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens, Transport,
+    Weights,
+};
 pub use gpu::{Backend, Buffer, Event, Gpu, Stream};
 pub use group::{Group, Member};

@@ -11,12 +11,20 @@ pub const SCALE_CHANNELS: u32 = 128;
 /// An unused entry of a route.
 pub const NO_ROUTE: u64 = u64::MAX;
 
+/// Most side tensors of a token.
+pub const MAX_SIDES: usize = 8;
+
+/// Tokens whose rows are announced together where the receiver goes on with them before the dispatch is complete.
+pub const CHUNK: u32 = 8;
+
 /// The sizes that every rank of a group agrees on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Ranks in the group.
     pub ranks: u32,
+    /// Ranks of a node: node n has those from `n * ranks_per_node` on.
+    pub ranks_per_node: u32,
     /// Experts over all ranks; rank r owns the block from `r * experts_per_rank()` on.
     pub experts: u32,
     /// Expert slots of a token.
@@ -25,12 +33,43 @@ pub struct Shape {
     pub hidden: u32,
     /// Bytes of a dispatched row, a multiple of 16.
     pub row_bytes: u32,
-    /// f32 scales that travel with a row; 0 for none.
+    /// Words of scales that travel with a row; 0 for none.
     pub scales: u32,
+    /// 1 if received scales lie word by word, `[scales, rows rounded up to 4]`, and not row by row.
+    pub column_major: u32,
+    /// Words of each side tensor that travel with a row; 0 for none.
+    pub side_words: [u32; MAX_SIDES],
     /// Most tokens that a rank dispatches at once.
     pub tokens: u32,
     /// Most rows that a rank receives at once.
     pub rows: u32,
+    /// Most rows of the expert-major form; 0 for no such form.
+    pub expert_rows: u32,
+    /// Each expert's rows begin at a multiple of this many rows.
+    pub alignment: u32,
+    /// 1 if what does not fit is left out and counted, 0 if it is a failure.
+    pub cap: u32,
+    /// 1 if experts' outputs and combined rows are f16, 0 for bf16.
+    pub f16: u32,
+    /// 1 if arenas have room for rows that copy engines move.
+    pub copy_engine: u32,
+}
+
+/// Where word `word` of row `row` of some scales lies: `row * by_row + word * by_word`, in words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleStrides {
+    /// Words from a row to the next.
+    pub by_row: u32,
+    /// Words from a word of a row to the next.
+    pub by_word: u32,
+}
+
+impl ScaleStrides {
+    /// The word's place.
+    pub const fn place(&self, row: u32, word: u32) -> u64 {
+        row as u64 * self.by_row as u64 + word as u64 * self.by_word as u64
+    }
 }
 
 impl Shape {
@@ -41,21 +80,68 @@ impl Shape {
         at_least_one(self.experts.div_ceil(at_least_one(self.ranks)))
     }
 
+    /// Nodes of the group.
+    pub const fn nodes(&self) -> u32 {
+        self.ranks.div_ceil(at_least_one(self.ranks_per_node))
+    }
+
     /// Most ranks that one token goes to: no more than it has slots.
     pub const fn route_width(&self) -> u32 {
         if self.topk < self.ranks { self.topk } else { self.ranks }
     }
 
-    /// Bytes of a bf16 row: what experts give back.
+    /// Bytes of a row of what experts give back, bf16 or f16.
     pub const fn output_bytes(&self) -> u32 {
         2 * self.hidden
     }
 
-    /// Words that a rank tells each peer in the count phase: tokens to each rank, a status, tokens to each of the
+    /// Words that a rank tells each peer in the count phase: tokens to each rank, [`counts`], tokens to each of the
     /// peer's experts.
     pub const fn count_words(&self) -> u32 {
-        self.ranks + 1 + self.experts_per_rank()
+        self.ranks + counts::FIXED + self.experts_per_rank()
     }
+
+    /// Chunks of a full dispatch.
+    pub const fn chunks(&self) -> u32 {
+        self.tokens.div_ceil(CHUNK)
+    }
+
+    /// How the received scales of `rows` rows lie.
+    pub const fn scale_strides(&self, rows: u32) -> ScaleStrides {
+        if self.column_major == 0 {
+            ScaleStrides { by_row: self.scales, by_word: 1 }
+        } else {
+            // 16 bytes: what TMA asks of a stride.
+            ScaleStrides { by_row: 1, by_word: rows.next_multiple_of(4) }
+        }
+    }
+
+    /// Words of the received scales of `rows` rows.
+    pub const fn scale_words(&self, rows: u32) -> u64 {
+        let rows = if self.column_major == 0 { rows } else { rows.next_multiple_of(4) };
+        rows as u64 * self.scales as u64
+    }
+}
+
+/// What stands between the counts per rank and the counts per expert: offsets from the end of the former.
+pub mod counts {
+    /// One of [`GOOD`], [`INVALID`], [`CACHED`].
+    pub const STATUS: u32 = 0;
+    /// Low half of the handle's id.
+    pub const HANDLE_LOW: u32 = 1;
+    /// High half of the handle's id.
+    pub const HANDLE_HIGH: u32 = 2;
+    /// Tokens of the source.
+    pub const TOKENS: u32 = 3;
+    /// How many there are.
+    pub const FIXED: u32 = 4;
+
+    /// The counts are those of a new routing.
+    pub const GOOD: u32 = 0;
+    /// The source's input is not valid.
+    pub const INVALID: u32 = 1;
+    /// There are no counts: the routing is the named handle's.
+    pub const CACHED: u32 = 2;
 }
 
 const fn at_least_one(number: u32) -> u32 {
@@ -74,7 +160,7 @@ impl Regions {
     }
 }
 
-/// Byte offsets of an arena's regions. Indices are given in brackets, outermost first.
+/// Byte offsets of the regions of one flight's part of an arena. Indices are given in brackets, outermost first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
@@ -84,43 +170,91 @@ pub struct ArenaLayout {
     pub data_flags: u64,
     /// u64 `[owner]`: epoch of the combine for which `owner`'s expert outputs are ready.
     pub ready_flags: u64,
+    /// u64 `[source, chunk]`: epoch of the dispatch of which that chunk's rows have arrived. With the expert-major form.
+    pub chunk_flags: u64,
+    /// u64 `[source, chunk]`: first row << 32 | rows of the chunk. With the expert-major form.
+    pub chunk_rows: u64,
     /// u32 `[epoch % 2, source, count_words]`.
     pub counts: u64,
     /// Bytes `[row, row_bytes]`: the received rows.
     pub rows: u64,
-    /// f32 `[row, scales]`.
+    /// u32, as [`Shape::scale_strides`] of `rows` says.
     pub scales: u64,
     /// i32 `[row, topk]`: number of the expert on this rank, −1 where the slot is another rank's or empty.
     pub topk_idx: u64,
     /// f32 `[row, topk]`: 0 where the index is −1.
     pub topk_weights: u64,
+    /// u32 `[row, topk]`: how many pairs of the same source and expert come before; meaningless where the index is −1.
+    /// With the expert-major form.
+    pub places: u64,
     /// u32 pairs `[row]`: source rank, token index there.
     pub sources: u64,
-    /// bf16 `[row, hidden]`: the experts' outputs, which combine reads.
+    /// u32 `[row, side_words]` each.
+    pub sides: [u64; MAX_SIDES],
+    /// bf16 or f16 `[row, hidden]`: the experts' outputs, which combine reads.
     pub outputs: u64,
-    /// Size of the arena.
+    /// f32 `[row, topk]`: what combine sends back to each slot, such as the gradient of its weight.
+    pub slot_outputs: u64,
+    /// Bytes `[expert row, row_bytes]`. This and the next four with the expert-major form; no peer touches them.
+    pub expert_x: u64,
+    /// u32, as [`Shape::scale_strides`] of `expert_rows` says.
+    pub expert_scales: u64,
+    /// f32 `[expert row]`: the weight of the pair, 0 for padding.
+    pub expert_weights: u64,
+    /// i32 `[expert row]`: number of the expert on this rank, −1 for padding and past the end.
+    pub expert_of_row: u64,
+    /// i32 `[expert row]`: the received row that it is a copy of, −1 for padding and past the end.
+    pub source_row: u64,
+    /// Bytes `[rank, token, row_bytes]`: rows packed for the copy engines.
+    pub outbox: u64,
+    /// bf16 or f16 `[rank, token, hidden]`: outputs that copy engines have brought.
+    pub inbox: u64,
+    /// Size of a flight's part.
     pub bytes: u64,
 }
 
 impl ArenaLayout {
-    /// The arena of every rank of a group with this shape.
+    /// A flight's part of the arena of every rank of a group with this shape.
     pub const fn new(shape: &Shape) -> Self {
         let ranks = shape.ranks as u64;
         let rows = shape.rows as u64;
+        let expert_rows = shape.expert_rows as u64;
+        let slots = rows * 4 * shape.topk as u64;
+        let (chunks, places) = if expert_rows > 0 { (8 * ranks * shape.chunks() as u64, slots) } else { (0, 0) };
+        let packed = if shape.copy_engine != 0 { ranks * shape.tokens as u64 } else { 0 };
         let mut regions = Regions(0);
-        Self {
+        let mut layout = Self {
             count_flags: regions.take(8 * ranks),
             data_flags: regions.take(8 * ranks),
             ready_flags: regions.take(8 * ranks),
+            chunk_flags: regions.take(chunks),
+            chunk_rows: regions.take(chunks),
             counts: regions.take(2 * ranks * 4 * shape.count_words() as u64),
             rows: regions.take(rows * shape.row_bytes as u64),
-            scales: regions.take(rows * 4 * shape.scales as u64),
-            topk_idx: regions.take(rows * 4 * shape.topk as u64),
-            topk_weights: regions.take(rows * 4 * shape.topk as u64),
+            scales: regions.take(4 * shape.scale_words(shape.rows)),
+            topk_idx: regions.take(slots),
+            topk_weights: regions.take(slots),
+            places: regions.take(places),
             sources: regions.take(rows * 8),
+            sides: [0; MAX_SIDES],
             outputs: regions.take(rows * shape.output_bytes() as u64),
-            bytes: regions.0,
+            slot_outputs: regions.take(slots),
+            expert_x: regions.take(expert_rows * shape.row_bytes as u64),
+            expert_scales: regions.take(4 * shape.scale_words(shape.expert_rows)),
+            expert_weights: regions.take(4 * expert_rows),
+            expert_of_row: regions.take(4 * expert_rows),
+            source_row: regions.take(4 * expert_rows),
+            outbox: regions.take(packed * shape.row_bytes as u64),
+            inbox: regions.take(packed * shape.output_bytes() as u64),
+            bytes: 0,
+        };
+        let mut side = 0;
+        while side < MAX_SIDES {
+            layout.sides[side] = regions.take(rows * 4 * shape.side_words[side] as u64);
+            side += 1;
         }
+        layout.bytes = regions.0;
+        layout
     }
 
     /// Offset of the counts that `source` sends for `epoch`. Two sets alternate: a rank can be one dispatch ahead of
@@ -130,7 +264,75 @@ impl ArenaLayout {
     }
 }
 
-/// Byte offsets of a workspace's regions.
+/// Byte offsets of a handle's regions: where a dispatch put things, kept for those that follow it. The rank's own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandleLayout {
+    /// u64: which dispatch made it, the same number on all ranks; 0 before the first.
+    pub id: u64,
+    /// u32: tokens of this rank.
+    pub tokens: u64,
+    /// u32: rows received.
+    pub received: u64,
+    /// u32: rows for this rank that were left out for want of room.
+    pub dropped_rows: u64,
+    /// u32: rows of this rank's tokens that were left out, over all ranks.
+    pub dropped_routes: u64,
+    /// u32: (row, slot) pairs left out of the expert-major form.
+    pub dropped_pairs: u64,
+    /// u32 `[source]`: rows received from each rank.
+    pub tokens_per_source: u64,
+    /// u32 `[expert of this rank]`: (row, slot) pairs received.
+    pub tokens_per_expert: u64,
+    /// u32 `[expert of this rank + 1]`: first expert-major row of each expert, and the end. With that form.
+    pub expert_starts: u64,
+    /// u32 `[source, expert of this rank]`: pairs from each source of each expert. With that form.
+    pub expert_counts: u64,
+    /// u64 `[rank]`: first row << 32 | rows of this rank's tokens there.
+    pub sent: u64,
+    /// u64 `[token, route_width]`: rank << 32 | row there, ascending by rank, then [`NO_ROUTE`].
+    pub routes: u64,
+    /// i32 `[token, topk]`: the routing.
+    pub topk_idx: u64,
+    /// u32 `[token, topk]`: what is sent as [`ArenaLayout::places`]. With the expert-major form.
+    pub places: u64,
+    /// i32 `[row, topk]`: expert-major row of each pair, −1 for none. With that form.
+    pub positions: u64,
+    /// Size of a handle.
+    pub bytes: u64,
+}
+
+impl HandleLayout {
+    /// A handle of a rank of a group with this shape.
+    pub const fn new(shape: &Shape) -> Self {
+        let experts = shape.experts_per_rank() as u64;
+        let slots = 4 * shape.topk as u64;
+        let by_expert = if shape.expert_rows > 0 { 1 } else { 0 };
+        let mut regions = Regions(0);
+        let mut layout = Self {
+            id: regions.take(8),
+            tokens: regions.take(4),
+            received: regions.take(4),
+            dropped_rows: regions.take(4),
+            dropped_routes: regions.take(4),
+            dropped_pairs: regions.take(4),
+            tokens_per_source: regions.take(4 * shape.ranks as u64),
+            tokens_per_expert: regions.take(4 * experts),
+            expert_starts: regions.take(by_expert * 4 * (experts + 1)),
+            expert_counts: regions.take(by_expert * 4 * experts * shape.ranks as u64),
+            sent: regions.take(8 * shape.ranks as u64),
+            routes: regions.take(shape.tokens as u64 * 8 * shape.route_width() as u64),
+            topk_idx: regions.take(shape.tokens as u64 * slots),
+            places: regions.take(by_expert * shape.tokens as u64 * slots),
+            positions: regions.take(by_expert * shape.rows as u64 * slots),
+            bytes: 0,
+        };
+        layout.bytes = regions.0;
+        layout
+    }
+}
+
+/// Byte offsets of the regions of one flight's workspace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkspaceLayout {
@@ -141,25 +343,19 @@ pub struct WorkspaceLayout {
     /// u32 `[meeting]`: blocks that have reached each of a kernel's meetings. Apart, because a block whose wait has timed
     /// out goes to the second while others have yet to come to the first.
     pub arrived: u64,
+    /// u32: 1 if a block has found a reason not to send in this dispatch.
+    pub unsent: u64,
     /// u32: 1 once a thread has taken the right to write the report.
     pub report_claim: u64,
-    /// u64 `[rank]`: addresses of the arenas as this GPU sees them.
+    /// u64 `[rank]`: addresses of the flight's part of the arenas as this GPU sees them.
     pub peers: u64,
     /// u32 `[block, ranks + 1]`: tokens to each rank, and whether an input was invalid.
     pub block_counts: u64,
-    /// u32 `[expert]`: tokens to each expert, zero between dispatches.
-    pub expert_counts: u64,
+    /// u32 `[block, expert]`: pairs of each expert; then, with the expert-major form, those of the blocks before.
+    pub block_experts: u64,
     /// u32 `[block, rank]`: tokens to each rank from the blocks before.
     pub block_base: u64,
-    /// u64 `[token, route_width]`: rank << 32 | row there, ascending by rank, then [`NO_ROUTE`].
-    pub routes: u64,
-    /// u32: rows received.
-    pub received: u64,
-    /// u32 `[source]`: rows received from each rank.
-    pub tokens_per_source: u64,
-    /// u32 `[expert of this rank]`: (row, slot) pairs received.
-    pub tokens_per_expert: u64,
-    /// Size of the workspace.
+    /// Size of a flight's workspace.
     pub bytes: u64,
 }
 
@@ -172,28 +368,28 @@ impl WorkspaceLayout {
         let ranks = shape.ranks as u64;
         let blocks = blocks as u64;
         let mut regions = Regions(0);
-        Self {
+        let mut layout = Self {
             dispatch_epoch: regions.take(8),
             combine_epoch: regions.take(8),
             arrived: regions.take(4 * Self::MEETINGS),
+            unsent: regions.take(4),
             report_claim: regions.take(4),
             peers: regions.take(8 * ranks),
             block_counts: regions.take(blocks * 4 * (ranks + 1)),
-            expert_counts: regions.take(4 * shape.experts as u64),
+            block_experts: regions.take(blocks * 4 * shape.experts as u64),
             block_base: regions.take(blocks * 4 * ranks),
-            routes: regions.take(shape.tokens as u64 * 8 * shape.route_width() as u64),
-            received: regions.take(4),
-            tokens_per_source: regions.take(4 * ranks),
-            tokens_per_expert: regions.take(4 * shape.experts_per_rank() as u64),
-            bytes: regions.0,
-        }
+            bytes: 0,
+        };
+        layout.bytes = regions.0;
+        layout
     }
 }
 
 /// What every kernel of an exchange is given: the shape, where things lie, and who this is.
 ///
 /// Contract: `workspace` has the bytes that `work` says, its `peers` are the addresses of `shape.ranks` arenas laid
-/// out as `arena`, `report` is host-visible and 64 bytes, all zeroed before the first launch.
+/// out as `arena`, `handle_at` has the bytes that `handle` says, `report` is host-visible and 64 bytes, all zeroed
+/// before the first launch. Kernels with the same workspace run one after the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
@@ -201,16 +397,22 @@ pub struct Exchange {
     pub shape: Shape,
     /// Where things lie in every arena.
     pub arena: ArenaLayout,
-    /// Where things lie in this rank's workspace.
+    /// Where things lie in this flight's workspace.
     pub work: WorkspaceLayout,
-    /// This rank's workspace.
+    /// Where things lie in a handle.
+    pub handle: HandleLayout,
+    /// This flight's workspace.
     pub workspace: Address,
+    /// The handle that the operation makes or follows.
+    pub handle_at: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
     /// This rank.
     pub rank: u32,
+    /// This flight, below 256.
+    pub flight: u32,
 }
 
 /// Why a kernel gave up. Zero is reserved for "it did not".
@@ -225,6 +427,12 @@ pub enum Failure {
     PeerInput = 3,
     /// A rank would receive more rows than its arena holds.
     Capacity = 4,
+    /// A peer follows another handle, or makes a new one where this rank follows one, or the other way round.
+    Handle = 5,
+    /// The count of tokens read on the device is above what the exchange was made for.
+    Tokens = 6,
+    /// This rank's expert-major rows would be more than there is room for.
+    ExpertRows = 7,
 }
 
 /// Which wait a late peer was missed in.
@@ -311,6 +519,21 @@ impl Exchange {
     pub unsafe fn own(&self) -> Address {
         // SAFETY: `rank` is one of the ranks.
         unsafe { self.peer(self.rank) }
+    }
+
+    /// Address of a region of the workspace.
+    pub fn work(&self, offset: u64) -> Address {
+        self.workspace.offset(offset)
+    }
+
+    /// Address of a region of the handle.
+    pub fn handle(&self, offset: u64) -> Address {
+        self.handle_at.offset(offset)
+    }
+
+    /// What a handle made by the dispatch of this epoch is called, on all ranks alike. Never 0.
+    pub const fn handle_id(&self, epoch: u64) -> u64 {
+        epoch << 8 | self.flight as u64
     }
 
     /// Writes the report unless another thread has.

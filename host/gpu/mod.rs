@@ -337,8 +337,9 @@ impl View {
         Self { address: Address(address), bytes }
     }
 
-    pub(crate) fn new(address: Address, bytes: usize) -> Self {
-        Self { address, bytes }
+    /// No memory.
+    pub(crate) const fn null() -> Self {
+        Self { address: Address::NULL, bytes: 0 }
     }
 
     /// Address on the device.

@@ -1,5 +1,6 @@
 //! Combine: every rank pulls the partial results of its tokens from the ranks that hold them and sums them: in f32,
-//! in ascending rank order, rounded once. Unweighted: the experts' owner has weighted already.
+//! in ascending rank order, then the biases, rounded once. Unweighted: the experts' owner has weighted already
+//! ([`reduce`](super::reduce) does, from expert-major rows).
 //!
 //! One flag per rank says that its outputs are ready. Nothing says that they have been read: the next dispatch does,
 //! since none of its rows arrive before their sender has finished this combine.
@@ -12,7 +13,7 @@ use crate::wire::{Exchange, Phase};
 
 /// Arguments of [`Combine`] and [`CombinePlain`].
 ///
-/// Contract: [`Exchange`]'s; the workspace's routes are those of the last dispatch, of `tokens` tokens; this rank's
+/// Contract: [`Exchange`]'s; the handle was filled by a dispatch; the arrays have as many rows as its tokens; this rank's
 /// outputs were written before the launch, in stream order; the grid's blocks are resident at once and whole warps;
 /// the launch has [`Shared`]'s bytes of shared memory.
 #[repr(C)]
@@ -20,10 +21,15 @@ use crate::wire::{Exchange, Phase};
 pub struct CombineArgs {
     /// The exchange this belongs to.
     pub exchange: Exchange,
-    /// Out: bf16 `[tokens, hidden]`, aligned to 16 bytes.
+    /// Out: bf16 or f16 `[tokens, hidden]`, aligned to 16 bytes.
     pub out: Address,
-    /// Tokens of the dispatch.
-    pub tokens: u32,
+    /// bf16 or f16 `[tokens, hidden]` each, aligned to 16 bytes, added last and in this order; null for none.
+    pub bias: [Address; 2],
+    /// Out: f32 `[tokens, topk]`: what the slots' owners have put into their `slot_outputs`, 0 where there is none; null
+    /// if not wanted.
+    pub slots_out: Address,
+    /// 1 if copy engines have brought the outputs to the inbox, 0 to pull them from the peers.
+    pub from_inbox: u32,
     /// Bytes of each partial row that a stage holds, a multiple of 16.
     pub piece_bytes: u32,
     /// Stages of a warp.
@@ -72,13 +78,14 @@ impl Shared {
 }
 
 #[inline(always)]
-unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs)) {
+unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs, u32)) {
     let exchange = &args.exchange;
     let ranks = exchange.shape.ranks;
     // SAFETY: the contract of CombineArgs. The epoch is written by the last block, after every block has read it.
     unsafe {
-        let at = exchange.workspace.offset(exchange.work.combine_epoch);
+        let at = exchange.work(exchange.work.combine_epoch);
         let epoch = mem::load_u64(at) + 1;
+        let tokens = mem::load_u32(exchange.handle(exchange.handle.tokens));
         let deadline_ns = clock::now_ns() + exchange.timeout_ns;
         if thread::block_index() == 0 {
             for peer in thread::strided(ranks) {
@@ -94,9 +101,12 @@ unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs)) {
             late |= !exchange.wait_flag(exchange.arena.ready_flags, peer, epoch, deadline_ns, Phase::Ready);
         }
         if !block::barrier_or(late) {
-            pull_rows(args);
+            if !args.slots_out.is_null() {
+                pull::slots(args, tokens);
+            }
+            pull_rows(args, tokens);
         }
-        if meet::last_block(exchange.workspace.offset(exchange.work.arrived)) && block::is_first_thread() {
+        if meet::last_block(exchange.work(exchange.work.arrived)) && block::is_first_thread() {
             mem::store_u64(at, epoch);
         }
     }

@@ -1,25 +1,30 @@
 //! Dispatch: every token's row, written once, straight into its final place on each rank that owns one of its experts.
 //!
-//! A block owns a contiguous range of tokens and goes through four phases:
-//! 1. **count** its tokens per rank and expert, and each token's place among the block's tokens for a rank;
-//! 2. **announce**: the last block to arrive adds up, and writes this rank's row of counts to every peer (those per
-//!    expert after its flag: nobody waits for them yet);
-//! 3. **plan**: with the counts of all ranks the row of every token on its destination is known;
-//! 4. **send** the rows; the last block to finish signals every peer and waits for their signals.
+//! A block owns a contiguous range of tokens and goes through these phases, one file each:
+//! 1. `count` its tokens per rank and expert, and each token's place among the block's tokens for a rank;
+//! 2. `announce`: the last block to arrive adds up, and writes this rank's row of counts to every
+//!    peer (those per expert after its flag where nobody waits for them yet);
+//! 3. `plan`: with the counts of all ranks the row of every token on its destination is known;
+//! 4. `send` the rows; beside it, for the expert-major form, other warps
+//!    `expand` what arrives;
+//! 5. `arrive`: the last block to finish signals every peer and waits for their signals.
 //!
-//! Placement is a pure function of the routing: rows lie in the order (source rank, token index).
+//! Placement is a pure function of the routing: rows lie in the order (source rank, token index), expert-major rows in
+//! the order (expert, source rank, token index, slot). It is kept in a handle. A dispatch that follows a handle leaves
+//! phase 1 out, and of phase 2 all but the handle's name.
 
-use super::{destinations, meet, send};
+use super::{announce, arrive, count, expand, meet, plan, send};
 use crate::gpu::mem::{self, Address};
-use crate::gpu::{block, clock, shared, thread, warp};
+use crate::gpu::{clock, shared, thread};
 use crate::kernel::kernel;
-use crate::wire::{Exchange, Failure, NO_ROUTE, Phase, Report, Shape};
+use crate::wire::{CHUNK, Exchange, Failure, MAX_SIDES, Phase, Report, ScaleStrides, Shape};
 
-/// Arguments of [`Dispatch`] and [`DispatchPlain`].
+/// Arguments of all dispatch kernels.
 ///
 /// Contract: [`Exchange`]'s; the input arrays are as described, aligned to 16 bytes and not written meanwhile; the
-/// grid has at most as many blocks as the workspace was made for, all resident at once; blocks are whole warps; the
-/// launch has [`Shared`]'s bytes of shared memory.
+/// grid has at most as many blocks as the workspace was made for, all resident at once; blocks are whole warps, of
+/// which `senders` is at least one and, but for the expert-major form, all; the launch has [`Shared`]'s bytes of
+/// shared memory. If `cached`, an earlier dispatch with the same shape has filled the handle.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DispatchArgs {
@@ -27,18 +32,35 @@ pub struct DispatchArgs {
     pub exchange: Exchange,
     /// Bytes `[tokens, row_bytes]`.
     pub x: Address,
-    /// f32 `[tokens, scales]`; null without scales.
+    /// u32 words, as `x_scale_strides` says; null without scales.
     pub x_scales: Address,
-    /// i32 `[tokens, topk]`, −1 for none.
+    /// i32 `[tokens, topk]`, −1 for none; not used if `cached`.
     pub topk_idx: Address,
-    /// f32 `[tokens, topk]`.
+    /// f32 `[tokens, topk]`; null to send zeros.
     pub topk_weights: Address,
+    /// u32 `[tokens, side_words]` each.
+    pub sides: [Address; MAX_SIDES],
+    /// Where the scales of a token lie.
+    pub x_scale_strides: ScaleStrides,
+    /// u32: tokens in this call, read on the device; null to take `tokens`.
+    pub tokens_at: Address,
     /// Tokens in this call, at most `shape.tokens`.
     pub tokens: u32,
+    /// 1 to follow the handle, 0 to make it anew.
+    pub cached: u32,
+    /// 1 to pack rows for other ranks into the outbox and stop before telling anyone: [`struct@Arrive`] does, once copy
+    /// engines have moved them.
+    pub pack: u32,
+    /// Warps that send; those after them expand.
+    pub senders: u32,
+    /// Groups in which the pairs of a block are counted: more need more shared memory, and take less time.
+    pub groups: u32,
     /// Bytes of a staging buffer, a multiple of 16. A longer row goes in several pieces.
     pub stage_bytes: u32,
-    /// Staging buffers of a warp.
+    /// Staging buffers of a warp that sends.
     pub stages: u32,
+    /// Staging buffers of a warp that expands.
+    pub expand_stages: u32,
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
@@ -53,14 +75,50 @@ kernel!(
 );
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+kernel!(
+    /// [`Dispatch`] that also fills the expert-major form. sm_90.
+    DispatchByExpert, tokenrail_dispatch_by_expert, DispatchArgs, dispatch_by_expert_bulk
+);
+
+kernel!(
+    /// [`DispatchPlain`] that also fills the expert-major form.
+    DispatchByExpertPlain, tokenrail_dispatch_by_expert_plain, DispatchArgs, dispatch_by_expert_plain
+);
+
+kernel!(
+    /// The end of a dispatch whose rows were packed and moved by copy engines. One block.
+    Arrive, tokenrail_arrive, DispatchArgs, arrive_alone
+);
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 unsafe fn dispatch_bulk(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch(&args, send::bulk) }
+    unsafe { dispatch::<false>(&args, send::bulk::<false>, expand::nothing) }
 }
 
 unsafe fn dispatch_plain(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch(&args, send::plain) }
+    unsafe { dispatch::<false>(&args, send::plain::<false>, expand::nothing) }
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+unsafe fn dispatch_by_expert_bulk(args: DispatchArgs) {
+    // SAFETY: the contract of DispatchArgs, passed on.
+    unsafe { dispatch::<true>(&args, send::bulk::<true>, expand::bulk) }
+}
+
+unsafe fn dispatch_by_expert_plain(args: DispatchArgs) {
+    // SAFETY: the contract of DispatchArgs, passed on.
+    unsafe { dispatch::<true>(&args, send::plain::<true>, expand::plain) }
+}
+
+unsafe fn arrive_alone(args: DispatchArgs) {
+    // SAFETY: the contract of DispatchArgs; the packing kernel was the last one with this workspace.
+    unsafe {
+        let block = Block::new::<false>(&args);
+        arrive::signal(&block);
+        arrive::wait::<false>(&block);
+    }
 }
 
 /// Offsets in a block's dynamic shared memory, from its base.
@@ -70,35 +128,56 @@ pub struct Shared {
     pub totals: u32,
     /// u32 `[rank]`: first row there of this block's tokens.
     pub base: u32,
+    /// u32 `[rank]`: first row there of this rank's tokens.
+    pub first: u32,
+    /// u32 `[rank]`: this rank's tokens to each rank, in so far as there is room.
+    pub mine: u32,
     /// u32 `[warp, rank]`: tokens of the warps before, in the round.
     pub warp_counts: u32,
-    /// u32 `[expert]`: tokens to each expert; in the finishing block then from all ranks to each of this rank's.
+    /// u32 `[group, expert]`: pairs of each expert; later `[source, expert of this rank]`: with the expert-major form
+    /// the first expert-major row of that source's pairs, without it sums.
     pub experts: u32,
-    /// mbarriers `[warp, stage]`.
+    /// u32 `[expert of this rank + 1]`: first expert-major row of each expert, and the end.
+    pub starts: u32,
+    /// u32 `[expert of this rank]`: where its rows end and padding begins.
+    pub ends: u32,
+    /// mbarriers `[buffer]`.
     pub barriers: u32,
-    /// Bytes `[warp, stage, stage_bytes]`.
+    /// Bytes `[buffer, stage_bytes]`.
     pub stages: u32,
     /// The whole.
     pub bytes: u32,
 }
 
 impl Shared {
-    /// The shared memory of a block of `warps` warps with `stages` buffers of `stage_bytes` each.
-    pub const fn new(shape: &Shape, warps: u32, stages: u32, stage_bytes: u32) -> Self {
+    /// The shared memory of a block of `warps` warps with `buffers` buffers of `stage_bytes` each.
+    pub const fn new(shape: &Shape, warps: u32, groups: u32, buffers: u32, stage_bytes: u32) -> Self {
+        let ranks = 4 * shape.ranks;
+        let own = shape.experts_per_rank();
+        let counted = groups * shape.experts;
+        let pairs = shape.ranks * own;
         let totals = 0;
-        let base = totals + 4 * shape.ranks;
-        let warp_counts = base + 4 * shape.ranks;
-        let experts = warp_counts + 4 * shape.ranks * warps;
-        let barriers = (experts + 4 * shape.experts).next_multiple_of(8);
-        let buffers = (barriers + 8 * warps * stages).next_multiple_of(128);
+        let base = totals + ranks;
+        let first = base + ranks;
+        let mine = first + ranks;
+        let warp_counts = mine + ranks;
+        let experts = warp_counts + ranks * warps;
+        let starts = experts + 4 * if counted > pairs { counted } else { pairs };
+        let ends = starts + 4 * (own + 1);
+        let barriers = (ends + 4 * own).next_multiple_of(8);
+        let stages = (barriers + 8 * buffers).next_multiple_of(128);
         Self {
             totals,
             base,
+            first,
+            mine,
             warp_counts,
             experts,
+            starts,
+            ends,
             barriers,
-            stages: buffers,
-            bytes: buffers + warps * stages * stage_bytes,
+            stages,
+            bytes: stages + buffers * stage_bytes,
         }
     }
 
@@ -106,8 +185,12 @@ impl Shared {
         Self {
             totals: self.totals + base,
             base: self.base + base,
+            first: self.first + base,
+            mine: self.mine + base,
             warp_counts: self.warp_counts + base,
             experts: self.experts + base,
+            starts: self.starts + base,
+            ends: self.ends + base,
             barriers: self.barriers + base,
             stages: self.stages + base,
             bytes: self.bytes,
@@ -115,11 +198,29 @@ impl Shared {
     }
 }
 
-/// A range of this rank's tokens.
+/// Buffers of all warps of a block.
+pub const fn buffers(warps: u32, senders: u32, stages: u32, expand_stages: u32) -> u32 {
+    senders * stages + (warps - senders) * expand_stages
+}
+
+/// A range of tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Tokens {
     pub first: u32,
     pub end: u32,
+}
+
+impl Tokens {
+    /// This block's share of `tokens` tokens; whole chunks if they are announced by the chunk.
+    #[inline(always)]
+    pub fn share<const BY_EXPERT: bool>(tokens: u32) -> Self {
+        let mut share = tokens.div_ceil(thread::grid_size().max(1));
+        if BY_EXPERT {
+            share = share.div_ceil(CHUNK) * CHUNK;
+        }
+        let first = tokens.min(share * thread::block_index());
+        Self { first, end: tokens.min(first + share) }
+    }
 }
 
 /// What the phases of one block share.
@@ -127,362 +228,105 @@ pub(super) struct Tokens {
 pub(super) struct Block<'a> {
     pub args: &'a DispatchArgs,
     pub shared: Shared,
+    /// This rank's tokens.
+    pub all_tokens: u32,
+    /// This block's.
     pub tokens: Tokens,
     pub epoch: u64,
-    deadline_ns: u64,
+    pub deadline_ns: u64,
+    /// False if the count of tokens on the device is too large; nobody sends then.
+    pub tokens_fit: bool,
 }
 
-impl Block<'_> {
-    /// Address of a region of the workspace.
-    fn work(&self, offset: u64) -> Address {
-        self.args.exchange.workspace.offset(offset)
+impl<'a> Block<'a> {
+    /// # Safety
+    /// The contract of [`DispatchArgs`].
+    #[inline(always)]
+    unsafe fn new<const BY_EXPERT: bool>(args: &'a DispatchArgs) -> Self {
+        let exchange = &args.exchange;
+        let warps = thread::warps();
+        let buffers = buffers(warps, args.senders, args.stages, args.expand_stages);
+        let shared = Shared::new(&exchange.shape, warps, args.groups, buffers, args.stage_bytes);
+        // SAFETY: the caller's promise. The epoch is written by the last block, after every block has read it; the
+        // handle's count, if it is this dispatch that writes it, is not read.
+        unsafe {
+            let epoch = mem::load_u64(exchange.work(exchange.work.dispatch_epoch)) + 1;
+            let deadline_ns = clock::now_ns() + exchange.timeout_ns;
+            let tokens = if args.cached != 0 {
+                mem::load_u32(exchange.handle(exchange.handle.tokens))
+            } else if args.tokens_at.is_null() {
+                args.tokens
+            } else {
+                mem::load_u32(args.tokens_at)
+            };
+            let tokens_fit = tokens <= exchange.shape.tokens;
+            let all_tokens = if tokens_fit { tokens } else { 0 };
+            Self {
+                args,
+                shared: shared.at(shared::base()),
+                all_tokens,
+                tokens: Tokens::share::<BY_EXPERT>(all_tokens),
+                epoch,
+                deadline_ns,
+                tokens_fit,
+            }
+        }
     }
 
     /// Address of `token`'s routes.
     pub fn routes(&self, token: u32) -> Address {
-        let width = self.args.exchange.shape.route_width();
-        self.work(self.args.exchange.work.routes).long(token * width)
+        let exchange = &self.args.exchange;
+        exchange.handle(exchange.handle.routes).long(token * exchange.shape.route_width())
+    }
+
+    /// Address of a word of the counts that `source` has sent to this rank, of which `own` is the arena.
+    pub fn count_word(&self, own: Address, source: u32, word: u32) -> Address {
+        let exchange = &self.args.exchange;
+        own.offset(exchange.arena.counts_of(&exchange.shape, self.epoch, source)).word(word)
+    }
+
+    /// A report about this dispatch.
+    pub fn report(&self, failure: Failure, peer: u32, expected: u64, seen: u64) -> Report {
+        Report::new(failure, Phase::None, peer, self.epoch, expected, seen)
     }
 }
 
 #[inline(always)]
-unsafe fn dispatch(args: &DispatchArgs, send_rows: unsafe fn(&Block)) {
+unsafe fn dispatch<const BY_EXPERT: bool>(
+    args: &DispatchArgs,
+    send_rows: unsafe fn(&Block),
+    expand_rows: unsafe fn(&Block),
+) {
     let exchange = &args.exchange;
-    let shape = &exchange.shape;
-    let shared = Shared::new(shape, thread::warps(), args.stages, args.stage_bytes).at(shared::base());
-    let share = args.tokens.div_ceil(thread::grid_size().max(1));
-    let first = args.tokens.min(share * thread::block_index());
-    let tokens = Tokens { first, end: args.tokens.min(first + share) };
-    // SAFETY: the contract of DispatchArgs. The epoch is written by the last block, after every block has read it.
+    // SAFETY: the contract of DispatchArgs.
     unsafe {
-        let epoch = mem::load_u64(exchange.workspace.offset(exchange.work.dispatch_epoch)) + 1;
-        let deadline_ns = clock::now_ns() + exchange.timeout_ns;
-        let block = Block { args, shared, tokens, epoch, deadline_ns };
-
-        count(&block);
-        let meetings = block.work(exchange.work.arrived);
-        if meet::last_block(meetings) {
-            announce(&block);
+        let block = Block::new::<BY_EXPERT>(args);
+        let meetings = exchange.work(exchange.work.arrived);
+        if args.cached == 0 {
+            count::count::<BY_EXPERT>(&block);
+            if meet::last_block(meetings) {
+                announce::announce::<BY_EXPERT>(&block);
+            }
+        } else if thread::block_index() == 0 {
+            announce::announce_handle(&block);
         }
-        if plan(&block) {
-            send_rows(&block);
+        let plan = plan::plan::<BY_EXPERT>(&block);
+        if plan.send {
+            if thread::warp_index() < args.senders {
+                send_rows(&block);
+            } else if plan.expand {
+                expand_rows(&block);
+            }
         }
         if meet::last_block(meetings.word(1)) {
-            finish(&block);
-        }
-    }
-}
-
-/// Phase 1: the block's tokens per rank and expert, and for each token its place among the block's tokens for a rank.
-#[inline(always)]
-unsafe fn count(block: &Block) {
-    let args = block.args;
-    let shape = &args.exchange.shape;
-    let Shared { totals, warp_counts, experts, .. } = block.shared;
-    let ranks = shape.ranks;
-    let width = shape.route_width();
-    // SAFETY: the contract of DispatchArgs; each array in shared memory is written and read in phases parted by
-    // barriers; a route is written by the thread that has its token.
-    unsafe {
-        for rank in thread::strided(ranks) {
-            shared::store_u32(totals + 4 * rank, 0);
-        }
-        for expert in thread::strided(shape.experts) {
-            shared::store_u32(experts + 4 * expert, 0);
-        }
-        let mut invalid = false;
-        let mut round = block.tokens.first;
-        while round < block.tokens.end {
-            block::barrier();
-            let token = round + thread::index();
-            let active = token < block.tokens.end;
-            if active {
-                invalid |= !count_experts(block, token);
+            if args.pack == 0 {
+                arrive::signal(&block);
             }
-
-            let mut mask = 0;
-            for rank in 0..ranks {
-                if rank % 32 == 0 {
-                    mask = if active { destinations::mask(shape, args.topk_idx, token, rank) } else { 0 };
-                }
-                let votes = warp::ballot(warp::ALL, mask >> (rank % 32) & 1 != 0);
-                if thread::lane() == 0 {
-                    shared::store_u32(
-                        warp_counts + 4 * (thread::warp_index() * ranks + rank),
-                        votes.count_ones(),
-                    );
-                }
+            // While the rows are on their way.
+            arrive::settle::<BY_EXPERT>(&block);
+            if args.pack == 0 {
+                arrive::wait::<BY_EXPERT>(&block);
             }
-            block::barrier();
-            // Each count becomes the sum of those before it; a lane has a warp's.
-            for rank in thread::warp_strided(ranks) {
-                let at = warp_counts + 4 * (thread::lane() * ranks + rank);
-                let counted = if thread::lane() < thread::warps() { shared::load_u32(at) } else { 0 };
-                let before = shared::load_u32(totals + 4 * rank);
-                let sum = before + warp::inclusive_sum(counted);
-                if thread::lane() < thread::warps() {
-                    shared::store_u32(at, sum - counted);
-                }
-                if thread::lane() == thread::WARP - 1 {
-                    shared::store_u32(totals + 4 * rank, sum);
-                }
-            }
-            block::barrier();
-
-            let mut used = 0;
-            for rank in 0..ranks {
-                // With up to 32 ranks the mask is still the one from above.
-                if rank % 32 == 0 && ranks > 32 {
-                    mask = if active { destinations::mask(shape, args.topk_idx, token, rank) } else { 0 };
-                }
-                let inside = mask >> (rank % 32) & 1 != 0;
-                let votes = warp::ballot(warp::ALL, inside);
-                if inside {
-                    let before = shared::load_u32(warp_counts + 4 * (thread::warp_index() * ranks + rank));
-                    let place = before + (votes & warp::lanes_below()).count_ones();
-                    mem::store_u64(block.routes(token).long(used), (rank as u64) << 32 | place as u64);
-                    used += 1;
-                }
-            }
-            while active && used < width {
-                mem::store_u64(block.routes(token).long(used), NO_ROUTE);
-                used += 1;
-            }
-            round += thread::block_size();
-        }
-
-        let invalid = block::barrier_or(invalid);
-        let counts = block.work(args.exchange.work.block_counts).word(thread::block_index() * (ranks + 1));
-        for rank in thread::strided(ranks) {
-            mem::store_u32(counts.word(rank), shared::load_u32(totals + 4 * rank));
-        }
-        if block::is_first_thread() {
-            mem::store_u32(counts.word(ranks), invalid as u32);
-        }
-        let expert_counts = block.work(args.exchange.work.expert_counts);
-        for expert in thread::strided(shape.experts) {
-            let counted = shared::load_u32(experts + 4 * expert);
-            if counted != 0 {
-                // Relaxed: read after the blocks have met.
-                mem::fetch_add_relaxed_gpu_u32(expert_counts.word(expert), counted);
-            }
-        }
-    }
-}
-
-/// Adds a token to its experts' counts; false, and a report, if one of its ids is out of range.
-#[inline(always)]
-unsafe fn count_experts(block: &Block, token: u32) -> bool {
-    let args = block.args;
-    let shape = &args.exchange.shape;
-    let mut valid = true;
-    for slot in 0..shape.topk {
-        // SAFETY: the contract of DispatchArgs; the count exists for every id below `experts`.
-        unsafe {
-            let expert = mem::load_u32(args.topk_idx.word(token * shape.topk + slot));
-            if expert < shape.experts {
-                shared::add_u32(block.shared.experts + 4 * expert, 1);
-            } else if expert != u32::MAX {
-                valid = false;
-                let report = Report::new(
-                    Failure::ExpertOutOfRange,
-                    Phase::None,
-                    args.exchange.rank,
-                    block.epoch,
-                    shape.experts as u64,
-                    expert as u64,
-                );
-                args.exchange.fail(Report { token: token as u64, slot: slot as u64, ..report });
-            }
-        }
-    }
-    valid
-}
-
-/// Phase 2, by the last block: adds the blocks' counts up and writes this rank's to every peer.
-#[inline(always)]
-unsafe fn announce(block: &Block) {
-    let exchange = &block.args.exchange;
-    let shape = &exchange.shape;
-    let totals = block.shared.totals;
-    let ranks = shape.ranks;
-    let block_counts = block.work(exchange.work.block_counts);
-    let block_base = block.work(exchange.work.block_base);
-    let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
-    // SAFETY: the contract of DispatchArgs; the blocks' counts were acquired at the meeting.
-    unsafe {
-        // A warp takes a rank, a lane a block.
-        for rank in thread::warp_strided(ranks) {
-            let mut total = 0;
-            let mut first = 0;
-            while first < thread::grid_size() {
-                let other = first + thread::lane();
-                let inside = other < thread::grid_size();
-                let counted =
-                    if inside { mem::load_u32(block_counts.word(other * (ranks + 1) + rank)) } else { 0 };
-                let sum = warp::inclusive_sum(counted);
-                if inside {
-                    mem::store_u32(block_base.word(other * ranks + rank), total + sum - counted);
-                }
-                total += warp::shuffle(warp::ALL, sum, thread::WARP - 1);
-                first += thread::WARP;
-            }
-            if thread::lane() == 0 {
-                shared::store_u32(totals + 4 * rank, total);
-            }
-        }
-        let mut invalid = false;
-        for other in thread::strided(thread::grid_size()) {
-            invalid |= mem::load_u32(block_counts.word(other * (ranks + 1) + ranks)) != 0;
-        }
-        let invalid = block::barrier_or(invalid);
-
-        for peer in thread::warp_strided(ranks) {
-            let to = exchange.peer(peer).offset(own_counts);
-            for word in thread::lane_strided(ranks + 1) {
-                let value = if word < ranks { shared::load_u32(totals + 4 * word) } else { invalid as u32 };
-                mem::store_u32(to.word(word), value);
-            }
-            warp::barrier(warp::ALL);
-            if thread::lane() == 0 {
-                // Partner: `plan`'s wait for count_flags on `peer` (acquire, sys). What it releases: this warp's
-                // stores, by way of the warp's barrier; the own rank's flag also carries `block_base` to the other
-                // blocks, by way of the block's.
-                let flag = exchange.peer(peer).offset(exchange.arena.count_flags).long(exchange.rank);
-                mem::store_release_sys_u64(flag, block.epoch);
-            }
-        }
-
-        // Released by `finish`, which meets this block.
-        let expert_counts = block.work(exchange.work.expert_counts);
-        for expert in thread::strided(shape.experts) {
-            let (peer, local) = (expert / shape.experts_per_rank(), expert % shape.experts_per_rank());
-            let count = mem::load_u32(expert_counts.word(expert));
-            mem::store_u32(expert_counts.word(expert), 0);
-            mem::store_u32(exchange.peer(peer).offset(own_counts).word(ranks + 1 + local), count);
-        }
-    }
-}
-
-/// Phase 3: waits for all ranks' counts and works out where this block's tokens begin on each rank. False, on all
-/// threads and then on all blocks and ranks alike, if the counts cannot be carried out; false too if a peer is late.
-#[inline(always)]
-unsafe fn plan(block: &Block) -> bool {
-    let exchange = &block.args.exchange;
-    let shape = &exchange.shape;
-    let ranks = shape.ranks;
-    let mut good = true;
-    // SAFETY: the contract of DispatchArgs; counts are read only once their flags were acquired, by threads that the
-    // barrier puts behind the threads that waited.
-    unsafe {
-        for peer in thread::strided(ranks) {
-            // Partner: `announce` on `peer` (release, sys).
-            let flags = exchange.arena.count_flags;
-            good &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Counts);
-        }
-        if block::barrier_or(!good) {
-            return false;
-        }
-        let arena = exchange.own();
-        let block_base = block.work(exchange.work.block_base).word(thread::block_index() * ranks);
-        // A warp takes a rank, a lane a source.
-        for rank in thread::warp_strided(ranks) {
-            let (mut before, mut all) = (0, 0);
-            for source in thread::lane_strided(ranks) {
-                let counts = arena.offset(exchange.arena.counts_of(shape, block.epoch, source));
-                let tokens = mem::load_u32(counts.word(rank));
-                before += if source < exchange.rank { tokens } else { 0 };
-                all += tokens;
-            }
-            let (before, all) = (warp::sum(before), warp::sum(all));
-            if thread::lane() != 0 {
-                continue;
-            }
-            shared::store_u32(block.shared.base + 4 * rank, before + mem::load_u32(block_base.word(rank)));
-            if all > shape.rows {
-                good = false;
-                let (limit, all) = (shape.rows as u64, all as u64);
-                exchange.fail(Report::new(Failure::Capacity, Phase::None, rank, block.epoch, limit, all));
-            }
-            let status = arena.offset(exchange.arena.counts_of(shape, block.epoch, rank)).word(ranks);
-            if mem::load_u32(status) != 0 {
-                good = false;
-                exchange.fail(Report::new(Failure::PeerInput, Phase::None, rank, block.epoch, 0, 1));
-            }
-        }
-        !block::barrier_or(!good)
-    }
-}
-
-/// The end, by the last block: tells every peer that its rows are written, sums up what this rank receives, and waits
-/// until all of it is there. After a failure nothing was sent: only the epoch moves on.
-#[inline(always)]
-unsafe fn finish(block: &Block) {
-    let exchange = &block.args.exchange;
-    let shape = &exchange.shape;
-    let ranks = shape.ranks;
-    // SAFETY: the contract of DispatchArgs; every block has arrived, so that all rows of this rank are written and
-    // visible to this block, and nobody reads the epoch any more.
-    unsafe {
-        // Not what this block has seen: another's wait may have timed out where this one's just did not, and its rows
-        // are missing then.
-        let sent = mem::load_relaxed_gpu_u32(block.work(exchange.work.report_claim)) == 0;
-        if sent {
-            for peer in thread::strided(ranks) {
-                // Partner: the wait for data_flags below, on `peer` (acquire, sys). What it releases: the rows, by
-                // way of each warp's `wait_written`, its block's barrier and the meeting of the blocks.
-                let flag = exchange.peer(peer).offset(exchange.arena.data_flags).long(exchange.rank);
-                mem::store_release_sys_u64(flag, block.epoch);
-            }
-        }
-        // While the rows are on their way: what the counts per rank say, which have long been here.
-        let arena = exchange.own();
-        let count = |source: u32, word: u32| {
-            mem::load_u32(arena.offset(exchange.arena.counts_of(shape, block.epoch, source)).word(word))
-        };
-        let received = block.work(exchange.work.received);
-        for source in thread::strided(ranks) {
-            let tokens = if sent { count(source, exchange.rank) } else { 0 };
-            mem::store_u32(block.work(exchange.work.tokens_per_source).word(source), tokens);
-        }
-        if thread::warp_index() == 0 {
-            let mut rows = 0;
-            for source in thread::lane_strided(ranks) {
-                rows += if sent { count(source, exchange.rank) } else { 0 };
-            }
-            let rows = warp::sum(rows);
-            if thread::lane() == 0 {
-                mem::store_u32(received, rows);
-                mem::store_u64(block.work(exchange.work.dispatch_epoch), block.epoch);
-            }
-        }
-        let own_experts = shape.experts_per_rank();
-        for expert in thread::strided(own_experts) {
-            shared::store_u32(block.shared.experts + 4 * expert, 0);
-        }
-
-        let mut arrived = sent;
-        if sent {
-            for peer in thread::strided(ranks) {
-                // Partner: the data_flags' release above, on `peer`.
-                let flags = exchange.arena.data_flags;
-                arrived &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Data);
-            }
-        }
-        let arrived = !block::barrier_or(!arrived);
-        if arrived {
-            // These came with the rows. A thread takes a pair, so that all loads are on their way at once.
-            for pair in thread::strided(ranks * own_experts) {
-                let (source, expert) = (pair / own_experts, pair % own_experts);
-                shared::add_u32(block.shared.experts + 4 * expert, count(source, ranks + 1 + expert));
-            }
-        } else if block::is_first_thread() {
-            mem::store_u32(received, 0);
-        }
-        block::barrier();
-        for expert in thread::strided(own_experts) {
-            let tokens = shared::load_u32(block.shared.experts + 4 * expert);
-            mem::store_u32(block.work(exchange.work.tokens_per_expert).word(expert), tokens);
         }
     }
 }

@@ -1,76 +1,105 @@
 //! The pulling and summing of a rank's tokens, warp by warp.
 
 use super::combine::CombineArgs;
-use crate::gpu::convert::{bf16x2_to_f32, f32_to_bf16x2};
-use crate::gpu::mem::{self, Address, Quad};
+use super::sums::{Bf16, F16, Half, Sums};
+use crate::gpu::mem::{self, Address};
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::gpu::{bulk, shared};
 use crate::gpu::{thread, warp};
 use crate::wire::NO_ROUTE;
 
-/// Eight f32 sums: what a lane makes of one quad of bf16 from each rank.
-struct Sums([f32; 8]);
-
-impl Sums {
-    const ZERO: Self = Self([0.0; 8]);
-
-    /// The first partial result. Not added to zero, so that −0 stays what it is.
-    #[inline(always)]
-    fn first(quad: Quad) -> Self {
-        let [a, b] = bf16x2_to_f32(quad.0[0]);
-        let [c, d] = bf16x2_to_f32(quad.0[1]);
-        let [e, f] = bf16x2_to_f32(quad.0[2]);
-        let [g, h] = bf16x2_to_f32(quad.0[3]);
-        Self([a, b, c, d, e, f, g, h])
+/// This lane's route of `token`; [`NO_ROUTE`] on lanes without. Lanes with one come first, in ascending order of the
+/// ranks.
+#[inline(always)]
+unsafe fn route(args: &CombineArgs, token: u32) -> u64 {
+    let exchange = &args.exchange;
+    let width = exchange.shape.route_width();
+    if thread::lane() >= width {
+        return NO_ROUTE;
     }
-
-    #[inline(always)]
-    fn add(&mut self, quad: Quad) {
-        let Self(next) = Self::first(quad);
-        let Self([a, b, c, d, e, f, g, h]) = self;
-        *a += next[0];
-        *b += next[1];
-        *c += next[2];
-        *d += next[3];
-        *e += next[4];
-        *f += next[5];
-        *g += next[6];
-        *h += next[7];
-    }
-
-    #[inline(always)]
-    fn round(&self) -> Quad {
-        let [a, b, c, d, e, f, g, h] = self.0;
-        Quad([f32_to_bf16x2(a, b), f32_to_bf16x2(c, d), f32_to_bf16x2(e, f), f32_to_bf16x2(g, h)])
-    }
+    // SAFETY: the contract of CombineArgs; the token is one of the handle's.
+    unsafe { mem::load_u64(exchange.handle(exchange.handle.routes).long(token * width).long(thread::lane())) }
 }
 
-/// Where this lane's partial row of `token` begins on the rank that holds it; null on lanes without a route. Lanes
-/// with one come first, in ascending order of the ranks.
+/// Where this lane's partial row of `token` begins, on the rank that holds it or in the inbox; null on lanes without a
+/// route.
 #[inline(always)]
 unsafe fn partial_row(args: &CombineArgs, token: u32) -> Address {
     let exchange = &args.exchange;
     let shape = &exchange.shape;
-    if thread::lane() >= shape.route_width() {
-        return Address::NULL;
-    }
     // SAFETY: the contract of CombineArgs: routes name rows that exist on ranks that exist.
     unsafe {
-        let routes = exchange.workspace.offset(exchange.work.routes).long(token * shape.route_width());
-        let route = mem::load_u64(routes.long(thread::lane()));
+        let route = route(args, token);
         if route == NO_ROUTE {
             return Address::NULL;
         }
-        let row = route as u32 as u64 * shape.output_bytes() as u64;
-        exchange.peer((route >> 32) as u32).offset(exchange.arena.outputs + row)
+        let (rank, row) = ((route >> 32) as u32, route as u32);
+        let (region, row) = if args.from_inbox != 0 && rank != exchange.rank {
+            let first = mem::load_u64(exchange.handle(exchange.handle.sent).long(rank)) >> 32;
+            let place = rank as u64 * shape.tokens as u64 + (row as u64 - first);
+            (exchange.own().offset(exchange.arena.inbox), place)
+        } else {
+            (exchange.peer(rank).offset(exchange.arena.outputs), row as u64)
+        };
+        region.offset(row * shape.output_bytes() as u64)
     }
 }
 
 /// This warp's tokens: every `warps in the grid`th, so that all warps have their share of any range.
 #[inline(always)]
-fn tokens(args: &CombineArgs) -> thread::Strided {
+fn tokens(tokens: u32) -> thread::Strided {
     let first = thread::block_index() * thread::warps() + thread::warp_index();
-    thread::Strided::new(first, args.tokens, thread::grid_size() * thread::warps())
+    thread::Strided::new(first, tokens, thread::grid_size() * thread::warps())
+}
+
+/// Pulls what each slot's owner has for it.
+///
+/// # Safety
+/// All ranks' outputs are ready.
+#[inline(always)]
+pub unsafe fn slots(args: &CombineArgs, all: u32) {
+    let exchange = &args.exchange;
+    let shape = &exchange.shape;
+    for token in tokens(all) {
+        // SAFETY: the contract of CombineArgs; all lanes of the warp take the same way through the routes.
+        unsafe {
+            let route = route(args, token);
+            let slot = thread::lane();
+            let inside = slot < shape.topk;
+            let at = token * shape.topk + slot;
+            let expert =
+                if inside { mem::load_u32(exchange.handle(exchange.handle.topk_idx).word(at)) } else { u32::MAX };
+            let mut value = 0;
+            let mut lanes = warp::ballot(warp::ALL, route != NO_ROUTE);
+            while lanes != 0 {
+                let route = warp::shuffle_u64(warp::ALL, route, lanes.trailing_zeros());
+                let (rank, row) = ((route >> 32) as u32, route as u32);
+                if expert < shape.experts && expert / shape.experts_per_rank() == rank {
+                    let from = exchange.peer(rank).offset(exchange.arena.slot_outputs);
+                    value = mem::load_u32(from.word(row * shape.topk + slot));
+                }
+                lanes &= lanes - 1;
+            }
+            if inside {
+                mem::store_u32(args.slots_out.word(at), value);
+            }
+        }
+    }
+}
+
+/// Adds the biases of a quad at `offset` of the output, rounds and writes it.
+#[inline(always)]
+unsafe fn finish<H: Half>(args: &CombineArgs, mut sums: Sums, offset: u64) {
+    // SAFETY: the contract of CombineArgs.
+    unsafe {
+        if !args.bias[0].is_null() {
+            sums.add(Sums::first::<H>(mem::load_quad(args.bias[0].offset(offset))));
+        }
+        if !args.bias[1].is_null() {
+            sums.add(Sums::first::<H>(mem::load_quad(args.bias[1].offset(offset))));
+        }
+        mem::store_quad(args.out.offset(offset), sums.round::<H>());
+    }
 }
 
 /// Pulls and sums by 16-byte loads.
@@ -78,14 +107,21 @@ fn tokens(args: &CombineArgs) -> thread::Strided {
 /// # Safety
 /// All ranks' outputs are ready.
 #[inline(always)]
-pub unsafe fn plain(args: &CombineArgs) {
+pub unsafe fn plain(args: &CombineArgs, all: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if args.exchange.shape.f16 == 0 { plain_of::<Bf16>(args, all) } else { plain_of::<F16>(args, all) }
+    }
+}
+
+#[inline(always)]
+unsafe fn plain_of<H: Half>(args: &CombineArgs, all: u32) {
     let quads = args.exchange.shape.output_bytes() / 16;
-    for token in tokens(args) {
+    for token in tokens(all) {
         // SAFETY: the contract of CombineArgs; all lanes of the warp take the same way.
         unsafe {
             let from = partial_row(args, token);
             let count = warp::ballot(warp::ALL, !from.is_null()).count_ones();
-            let out = args.out.offset(token as u64 * quads as u64 * 16);
             let mut quad = thread::lane();
             // Whole warps, so that lanes past the end still take part in the shuffles.
             while quad - thread::lane() < quads {
@@ -93,12 +129,12 @@ pub unsafe fn plain(args: &CombineArgs) {
                 for part in 0..count {
                     let row = Address(warp::shuffle_u64(warp::ALL, from.0, part));
                     if quad < quads {
-                        let value = mem::load_quad(row.offset(16 * quad as u64));
-                        if part == 0 { sums = Sums::first(value) } else { sums.add(value) }
+                        let value = Sums::first::<H>(mem::load_quad(row.offset(16 * quad as u64)));
+                        if part == 0 { sums = value } else { sums.add(value) }
                     }
                 }
                 if quad < quads {
-                    mem::store_quad(out.offset(16 * quad as u64), sums.round());
+                    finish::<H>(args, sums, 16 * (token as u64 * quads as u64 + quad as u64));
                 }
                 quad += thread::WARP;
             }
@@ -113,7 +149,16 @@ pub unsafe fn plain(args: &CombineArgs) {
 /// All ranks' outputs are ready.
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 #[inline(always)]
-pub unsafe fn bulk(args: &CombineArgs) {
+pub unsafe fn bulk(args: &CombineArgs, all: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if args.exchange.shape.f16 == 0 { bulk_of::<Bf16>(args, all) } else { bulk_of::<F16>(args, all) }
+    }
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
+unsafe fn bulk_of<H: Half>(args: &CombineArgs, all: u32) {
     let shape = &args.exchange.shape;
     let (stages, piece_bytes) = (args.stages, args.piece_bytes);
     let stage_bytes = piece_bytes * shape.route_width();
@@ -135,7 +180,7 @@ pub unsafe fn bulk(args: &CombineArgs) {
     warp::barrier(warp::ALL);
 
     // The next piece to pull: its token's partial rows, and its stage.
-    let mut ahead = tokens(args);
+    let mut ahead = tokens(all);
     let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.next(), 0, 0);
     let mut ahead_row = Address::NULL;
     let mut pull_next = || {
@@ -168,23 +213,23 @@ pub unsafe fn bulk(args: &CombineArgs) {
         pull_next();
     }
     let (mut stage, mut parity) = (0, 0);
-    for token in tokens(args) {
+    for token in tokens(all) {
         // SAFETY: the contract of CombineArgs.
-        let count = warp::ballot(warp::ALL, !unsafe { partial_row(args, token) }.is_null()).count_ones();
+        let count = warp::ballot(warp::ALL, unsafe { route(args, token) } != NO_ROUTE).count_ones();
         for piece in 0..pieces {
             pull_next();
-            let out =
-                args.out.offset(token as u64 * shape.output_bytes() as u64 + (piece * piece_bytes) as u64);
+            let out = token as u64 * shape.output_bytes() as u64 + (piece * piece_bytes) as u64;
             // SAFETY: this warp's own mbarrier and stage. Partner of the wait: the pulls of this piece.
             unsafe {
                 bulk::mbarrier_wait(barrier(stage), parity);
                 for quad in thread::lane_strided(bytes_of(piece) / 16) {
                     let at = buffer(stage) + 16 * quad;
-                    let mut sums = if count == 0 { Sums::ZERO } else { Sums::first(shared::load_quad(at)) };
+                    let mut sums =
+                        if count == 0 { Sums::ZERO } else { Sums::first::<H>(shared::load_quad(at)) };
                     for part in 1..count {
-                        sums.add(shared::load_quad(at + part * piece_bytes));
+                        sums.add(Sums::first::<H>(shared::load_quad(at + part * piece_bytes)));
                     }
-                    mem::store_quad(out.offset(16 * quad as u64), sums.round());
+                    finish::<H>(args, sums, out + 16 * quad as u64);
                 }
             }
             // Everybody has read the stage before it is pulled into again.

@@ -1,30 +1,93 @@
-//! The sending of a block's rows, warp by warp: the row itself, and what travels beside it.
+//! Dispatch, phase 4: the sending of a block's rows, warp by warp: the row itself, and what travels beside it.
 
+use super::dispatch::Block;
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::gpu::bulk;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{shared, thread, warp};
-use crate::wire::NO_ROUTE;
+use crate::wire::{CHUNK, MAX_SIDES, NO_ROUTE};
 
-use super::dispatch::{Block, DispatchArgs};
+/// The tokens of a sending warp: every `senders`th of the block's, or every `senders`th chunk of them.
+#[derive(Clone, Copy)]
+struct Walk {
+    token: u32,
+    chunk_end: u32,
+    end: u32,
+    chunk: u32,
+    skip: u32,
+}
 
-/// Turns this lane's route, whose row counts from the block's first for that rank, into the row on the destination,
-/// and writes it back for combine to follow. [`NO_ROUTE`] on lanes that have none. Once per token.
+impl Walk {
+    #[inline(always)]
+    fn new<const BY_EXPERT: bool>(block: &Block) -> Self {
+        let chunk = if BY_EXPERT { CHUNK } else { 1 };
+        let token = block.tokens.first + thread::warp_index() * chunk;
+        let skip = (block.args.senders - 1) * chunk;
+        Self { token, chunk_end: token + chunk, end: block.tokens.end, chunk, skip }
+    }
+}
+
+impl Iterator for Walk {
+    type Item = u32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<u32> {
+        if self.token >= self.end {
+            return None;
+        }
+        let token = self.token;
+        self.token += 1;
+        if self.token == self.chunk_end {
+            self.token += self.skip;
+            self.chunk_end = self.token + self.chunk;
+        }
+        Some(token)
+    }
+}
+
+/// Makes this lane's route, whose row counts from the block's first for that rank, the row on the destination, and
+/// keeps it for combine to follow. [`NO_ROUTE`] on lanes that have none, or for whose row there is no room. Once per
+/// token.
 #[inline(always)]
 unsafe fn resolve(block: &Block, token: u32) -> u64 {
-    if thread::lane() >= block.args.exchange.shape.route_width() {
-        return NO_ROUTE;
-    }
-    // SAFETY: the routes were written by this block before a barrier, and `base` by `plan` before another.
+    let exchange = &block.args.exchange;
+    let inside = thread::lane() < exchange.shape.route_width();
+    let at = block.routes(token).long(thread::lane());
+    // SAFETY: routes were written by this block before a barrier, or by the dispatch that made the handle, and `base`
+    // by `plan` before another.
     unsafe {
-        let at = block.routes(token).long(thread::lane());
-        let mut route = mem::load_u64(at);
+        let mut route = if inside { mem::load_u64(at) } else { NO_ROUTE };
+        if block.args.cached != 0 {
+            return route;
+        }
         if route != NO_ROUTE {
             route += shared::load_u32(block.shared.base + 4 * rank_of(route)) as u64;
+        }
+        if exchange.shape.cap != 0 {
+            route = close_up(route, route != NO_ROUTE && row_of(route) < exchange.shape.rows);
+        }
+        if inside {
             mem::store_u64(at, route);
         }
         route
     }
+}
+
+/// The lanes' kept routes without gaps, in the same order: on lane n the nth of them.
+#[inline(always)]
+fn close_up(route: u64, keep: bool) -> u64 {
+    let mut kept = warp::ballot(warp::ALL, keep);
+    let mut own = NO_ROUTE;
+    let mut place = 0;
+    while kept != 0 {
+        let moved = warp::shuffle_u64(warp::ALL, route, kept.trailing_zeros());
+        if thread::lane() == place {
+            own = moved;
+        }
+        place += 1;
+        kept &= kept - 1;
+    }
+    own
 }
 
 const fn rank_of(route: u64) -> u32 {
@@ -45,41 +108,137 @@ fn for_each_route(route: u64, mut each: impl FnMut(u64)) {
     }
 }
 
-/// Where the row of `route` begins on its destination.
+/// Where the row of `route` is written: its place on the destination, or on the way there in the outbox.
 #[inline(always)]
-unsafe fn destination(args: &DispatchArgs, route: u64) -> Address {
-    let exchange = &args.exchange;
-    let row = row_of(route) as u64 * exchange.shape.row_bytes as u64;
-    // SAFETY: the contract of DispatchArgs; `plan` has checked that the row lies within the arena.
-    unsafe { exchange.peer(rank_of(route)).offset(exchange.arena.rows + row) }
+unsafe fn destination(block: &Block, route: u64) -> Address {
+    let exchange = &block.args.exchange;
+    let shape = &exchange.shape;
+    let (rank, row) = (rank_of(route), row_of(route));
+    // SAFETY: the contract of DispatchArgs; `plan` has checked that the row lies within the arena, and `first` is the
+    // first of this rank's rows there.
+    unsafe {
+        let (arena, row) = if block.args.pack != 0 && rank != exchange.rank {
+            let place = row - shared::load_u32(block.shared.first + 4 * rank);
+            (exchange.own().offset(exchange.arena.outbox), rank as u64 * shape.tokens as u64 + place as u64)
+        } else {
+            (exchange.peer(rank).offset(exchange.arena.rows), row as u64)
+        };
+        arena.offset(row * shape.row_bytes as u64)
+    }
 }
 
-/// Writes what travels beside a row: scales, expert ids as numbers of the destination, weights, and the source. The
-/// lanes of a warp share the words.
+/// Writes what travels beside a row: scales, expert ids as numbers of the destination, weights, the source, and side
+/// tensors. The lanes of a warp share the words.
 #[inline(always)]
-unsafe fn send_companions(args: &DispatchArgs, token: u32, route: u64) {
+unsafe fn send_companions<const BY_EXPERT: bool>(block: &Block, token: u32, route: u64) {
+    let args = block.args;
     let exchange = &args.exchange;
     let (shape, arena) = (&exchange.shape, &exchange.arena);
     let (rank, row) = (rank_of(route), row_of(route));
     // SAFETY: the contract of DispatchArgs; the row is this token's alone.
     unsafe {
         let peer = exchange.peer(rank);
+        let ids = if args.cached != 0 { exchange.handle(exchange.handle.topk_idx) } else { args.topk_idx };
         for slot in thread::lane_strided(shape.topk) {
-            let expert = mem::load_u32(args.topk_idx.word(token * shape.topk + slot));
-            let weight = mem::load_u32(args.topk_weights.word(token * shape.topk + slot));
+            let pair = token * shape.topk + slot;
+            let expert = mem::load_u32(ids.word(pair));
+            let weight =
+                if args.topk_weights.is_null() { 0 } else { mem::load_u32(args.topk_weights.word(pair)) };
             let local = expert.wrapping_sub(rank * shape.experts_per_rank());
             let here = expert < shape.experts && local < shape.experts_per_rank();
             let at = row * shape.topk + slot;
             mem::store_u32(peer.offset(arena.topk_idx).word(at), if here { local } else { u32::MAX });
             mem::store_u32(peer.offset(arena.topk_weights).word(at), if here { weight } else { 0 });
+            if BY_EXPERT && here {
+                mem::store_u32(peer.offset(arena.places).word(at), place(block, pair, expert));
+            }
         }
+        let strides = shape.scale_strides(shape.rows);
         for scale in thread::lane_strided(shape.scales) {
-            let value = mem::load_u32(args.x_scales.word(token * shape.scales + scale));
-            mem::store_u32(peer.offset(arena.scales).word(row * shape.scales + scale), value);
+            let from = args.x_scales.offset(4 * args.x_scale_strides.place(token, scale));
+            let to = peer.offset(arena.scales).offset(4 * strides.place(row, scale));
+            mem::store_u32(to, mem::load_u32(from));
         }
         if thread::lane() == 0 {
             let source = (token as u64) << 32 | exchange.rank as u64;
             mem::store_u64(peer.offset(arena.sources).long(row), source);
+        }
+        // Written out, as an index at run time would put the arguments into local memory.
+        const { assert!(MAX_SIDES == 8) };
+        let side = |words: u32, from: Address, to: u64| {
+            for word in thread::lane_strided(words) {
+                let value = mem::load_u32(from.offset(4 * (token as u64 * words as u64 + word as u64)));
+                mem::store_u32(
+                    peer.offset(to).offset(4 * (row as u64 * words as u64 + word as u64)),
+                    value,
+                );
+            }
+        };
+        let words = &shape.side_words;
+        if words[0] != 0 {
+            side(words[0], args.sides[0], arena.sides[0]);
+            side(words[1], args.sides[1], arena.sides[1]);
+            side(words[2], args.sides[2], arena.sides[2]);
+            side(words[3], args.sides[3], arena.sides[3]);
+            side(words[4], args.sides[4], arena.sides[4]);
+            side(words[5], args.sides[5], arena.sides[5]);
+            side(words[6], args.sides[6], arena.sides[6]);
+            side(words[7], args.sides[7], arena.sides[7]);
+        }
+    }
+}
+
+/// The place of a pair among this rank's pairs of its expert; kept for dispatches that follow the handle. Once per pair.
+#[inline(always)]
+unsafe fn place(block: &Block, pair: u32, expert: u32) -> u32 {
+    let exchange = &block.args.exchange;
+    let at = exchange.handle(exchange.handle.places).word(pair);
+    let bases =
+        exchange.work(exchange.work.block_experts).word(thread::block_index() * exchange.shape.experts);
+    // SAFETY: places were written by this block before a barrier, or by the dispatch that made the handle; the bases by
+    // `announce`, acquired with the own rank's flag.
+    unsafe {
+        let mut place = mem::load_u32(at);
+        if block.args.cached == 0 {
+            place += mem::load_u32(bases.word(expert));
+            mem::store_u32(at, place);
+        }
+        place
+    }
+}
+
+/// Whether `token` is the last of a chunk.
+#[inline(always)]
+fn ends_chunk(block: &Block, token: u32) -> bool {
+    (token + 1) % CHUNK == 0 || token + 1 == block.tokens.end
+}
+
+/// Tells every peer that the rows of the chunk that ends with `token` are written, and which they are.
+#[inline(always)]
+unsafe fn signal_chunk(block: &Block, token: u32) {
+    let exchange = &block.args.exchange;
+    let (shape, arena) = (&exchange.shape, &exchange.arena);
+    let chunk = token / CHUNK;
+    for rank in thread::lane_strided(shape.ranks) {
+        let (mut first, mut rows) = (0, 0);
+        // SAFETY: the contract of DispatchArgs; this warp has resolved the routes of the chunk's tokens, before a
+        // barrier of the warp.
+        unsafe {
+            for token in chunk * CHUNK..token + 1 {
+                for at in 0..shape.route_width() {
+                    let route = mem::load_u64(block.routes(token).long(at));
+                    if rank_of(route) == rank {
+                        first = if rows == 0 { row_of(route) } else { first };
+                        rows += 1;
+                    }
+                }
+            }
+            let peer = exchange.peer(rank);
+            let at = exchange.rank * shape.chunks() + chunk;
+            mem::store_u64(peer.offset(arena.chunk_rows).long(at), (first as u64) << 32 | rows as u64);
+            // Partner: `expand`'s wait for chunk_flags on `rank` (acquire, sys). What it releases: the line above;
+            // the chunk's rows and companions, by way of `wait_written` and the warp's barrier.
+            mem::store_release_sys_u64(peer.offset(arena.chunk_flags).long(at), block.epoch);
         }
     }
 }
@@ -89,27 +248,28 @@ unsafe fn send_companions(args: &DispatchArgs, token: u32, route: u64) {
 /// # Safety
 /// The phases before have run on the whole block.
 #[inline(always)]
-pub unsafe fn plain(block: &Block) {
-    let args = block.args;
-    let row_bytes = args.exchange.shape.row_bytes;
-    let first = block.tokens.first + thread::warp_index();
-    for token in thread::Strided::new(first, block.tokens.end, thread::warps()) {
-        let from = args.x.offset(token as u64 * row_bytes as u64);
+pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
+    let row_bytes = block.args.exchange.shape.row_bytes;
+    for token in Walk::new::<BY_EXPERT>(block) {
+        let from = block.args.x.offset(token as u64 * row_bytes as u64);
         // SAFETY: the contract of DispatchArgs.
         let route = unsafe { resolve(block, token) };
         for_each_route(route, |route| {
             // SAFETY: as above.
             unsafe {
-                let to = destination(args, route);
+                let to = destination(block, route);
                 for quad in thread::lane_strided(row_bytes / 16) {
-                    mem::store_quad(
-                        to.offset(16 * quad as u64),
-                        mem::load_quad(from.offset(16 * quad as u64)),
-                    );
+                    let at = 16 * quad as u64;
+                    mem::store_quad(to.offset(at), mem::load_quad(from.offset(at)));
                 }
-                send_companions(args, token, route);
+                send_companions::<BY_EXPERT>(block, token, route);
             }
         });
+        if BY_EXPERT && ends_chunk(block, token) {
+            warp::barrier(warp::ALL);
+            // SAFETY: as above.
+            unsafe { signal_chunk(block, token) };
+        }
     }
 }
 
@@ -121,7 +281,7 @@ pub unsafe fn plain(block: &Block) {
 /// The phases before have run on the whole block.
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 #[inline(always)]
-pub unsafe fn bulk(block: &Block) {
+pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
     let args = block.args;
     let row_bytes = args.exchange.shape.row_bytes;
     let (stages, stage_bytes) = (args.stages, args.stage_bytes);
@@ -130,30 +290,24 @@ pub unsafe fn bulk(block: &Block) {
     let buffer = |stage: u32| block.shared.stages + (thread::warp_index() * stages + stage) * stage_bytes;
     let barrier = |stage: u32| block.shared.barriers + 8 * (thread::warp_index() * stages + stage);
 
-    let first = block.tokens.first + thread::warp_index();
     let driver = thread::lane() == 0;
     // The next piece to load, and its buffer.
-    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (first, 0, 0);
+    let mut ahead = Walk::new::<BY_EXPERT>(block);
+    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.next(), 0, 0);
     let mut load_next = || {
-        if ahead_token >= block.tokens.end {
-            return;
-        }
-        let offset = ahead_token as u64 * row_bytes as u64 + (ahead_piece * stage_bytes) as u64;
+        let Some(token) = ahead_token else { return };
+        let offset = token as u64 * row_bytes as u64 + (ahead_piece * stage_bytes) as u64;
         // SAFETY: the contract of DispatchArgs; the buffer is free, as the caller has waited for its last reader.
         unsafe {
-            bulk::mbarrier_arrive_expect(barrier(ahead_stage), piece_bytes(ahead_piece));
-            bulk::load(
-                buffer(ahead_stage),
-                args.x.offset(offset),
-                piece_bytes(ahead_piece),
-                barrier(ahead_stage),
-            );
+            let bytes = piece_bytes(ahead_piece);
+            bulk::mbarrier_arrive_expect(barrier(ahead_stage), bytes);
+            bulk::load(buffer(ahead_stage), args.x.offset(offset), bytes, barrier(ahead_stage));
         }
         ahead_stage = if ahead_stage + 1 == stages { 0 } else { ahead_stage + 1 };
         ahead_piece += 1;
         if ahead_piece == pieces {
             ahead_piece = 0;
-            ahead_token += thread::warps();
+            ahead_token = ahead.next();
         }
     };
 
@@ -168,7 +322,7 @@ pub unsafe fn bulk(block: &Block) {
         }
     }
     let (mut stage, mut parity) = (0, 0);
-    for token in thread::Strided::new(first, block.tokens.end, thread::warps()) {
+    for token in Walk::new::<BY_EXPERT>(block) {
         // SAFETY: the contract of DispatchArgs.
         let route = unsafe { resolve(block, token) };
         for piece in 0..pieces {
@@ -183,11 +337,11 @@ pub unsafe fn bulk(block: &Block) {
                 // SAFETY: the contract of DispatchArgs; the piece lies within the row.
                 unsafe {
                     if driver {
-                        let to = destination(args, route).offset((piece * stage_bytes) as u64);
+                        let to = destination(block, route).offset((piece * stage_bytes) as u64);
                         bulk::store(to, buffer(stage), piece_bytes(piece));
                     }
                     if piece == 0 {
-                        send_companions(args, token, route);
+                        send_companions::<BY_EXPERT>(block, token, route);
                     }
                 }
             });
@@ -200,11 +354,25 @@ pub unsafe fn bulk(block: &Block) {
                 parity ^= 1;
             }
         }
+        if BY_EXPERT && ends_chunk(block, token) {
+            if driver {
+                written();
+            }
+            warp::barrier(warp::ALL);
+            // SAFETY: the contract of DispatchArgs.
+            unsafe { signal_chunk(block, token) };
+        }
     }
     if driver {
-        // Complete, not merely read: `finish` is about to tell the receivers. The fence hands the copies' writes to
-        // the ordinary ones that signal.
-        bulk::wait_written();
-        bulk::fence_proxy_async();
+        // `arrive` is about to tell the receivers.
+        written();
     }
+}
+
+/// This thread's bulk copies are complete, not merely read, and handed to the ordinary writes that signal them.
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
+pub(super) fn written() {
+    bulk::wait_written();
+    bulk::fence_proxy_async();
 }

@@ -1,0 +1,73 @@
+//! What kernels report, as errors.
+
+use super::Exchange;
+use crate::Error;
+use crate::gpu::Stream;
+use tokenrail_device::wire::{Failure, Phase, Report};
+
+impl Exchange {
+    /// Waits for the stream and tells how the operations on it went.
+    ///
+    /// # Errors
+    /// [`Error::ExpertOutOfRange`], [`Error::TokenCount`], [`Error::PeerInput`], [`Error::HandleMismatch`] or
+    /// [`Error::Capacity`] when nothing was sent, on all ranks alike, and the exchange goes on; [`Error::ExpertRows`] when
+    /// this rank's expert-major form is too small, and the exchange goes on; [`Error::Late`] when a peer did not come,
+    /// after which it is unusable.
+    pub fn finish(&mut self, stream: &Stream) -> Result<(), Error> {
+        stream.synchronize().inspect_err(|_| self.failed = true)?;
+        let Some((flight, report)) = self.reported() else { return Ok(()) };
+        self.flights[flight as usize].report.clear::<{ Report::WORDS }>();
+        let claim = self.plan.work_offset(flight) + self.plan.work.report_claim;
+        self.gpu().fill(stream, self.workspace.part(claim, 4), 0)?;
+        stream.synchronize()?;
+        let error = explain(&report);
+        self.failed = matches!(error, Error::Late { .. });
+        Err(error)
+    }
+
+    /// The first flight's report of a failure.
+    fn reported(&self) -> Option<(u32, Report)> {
+        (0..self.config.in_flight)
+            .map(|flight| (flight, self.report_of(flight)))
+            .find(|(_, report)| report.failure != 0)
+    }
+
+    /// What a flight's kernels have reported so far.
+    pub(super) fn report_of(&self, flight: u32) -> Report {
+        Report::from_words(self.flights[flight as usize].report.read())
+    }
+}
+
+fn explain(report: &Report) -> Error {
+    let peer = report.peer as u32;
+    match report.failure {
+        failure if failure == Failure::ExpertOutOfRange as u64 => Error::ExpertOutOfRange {
+            token: report.token,
+            slot: report.slot,
+            value: report.seen as u32 as i32,
+            experts: report.expected,
+        },
+        failure if failure == Failure::Tokens as u64 => {
+            Error::TokenCount { tokens: report.seen, limit: report.expected }
+        }
+        failure if failure == Failure::PeerInput as u64 => Error::PeerInput { peer },
+        failure if failure == Failure::Handle as u64 => Error::HandleMismatch { peer },
+        failure if failure == Failure::Capacity as u64 => {
+            Error::Capacity { rank: peer, rows: report.seen, capacity: report.expected }
+        }
+        failure if failure == Failure::ExpertRows as u64 => {
+            Error::ExpertRows { rows: report.seen, capacity: report.expected }
+        }
+        _ => Error::Late {
+            peer,
+            phase: match report.phase {
+                phase if phase == Phase::Counts as u64 => "counts of a dispatch",
+                phase if phase == Phase::Data as u64 => "rows of a dispatch",
+                _ => "outputs for a combine",
+            },
+            epoch: report.epoch,
+            expected: report.expected,
+            seen: report.seen,
+        },
+    }
+}
