@@ -16,5 +16,5 @@ pub use tokenrail_device as device;
 pub use config::{Config, Element, bytes_for};
 pub use error::Error;
 pub use exchange::{Counts, Exchange, Input, Layout, Received};
-pub use gpu::{Backend, Buffer, Event, Gpu, Stream};
+pub use gpu::{Backend, Buffer, Event, Gpu, Graph, Stream};
 pub use group::{Group, Member};
