@@ -107,7 +107,8 @@ impl State {
 
     /// Whether the first member comes after all work.
     fn is_joined(&self) -> bool {
-        let last = |(place, member): (usize, &Member)| member.clock.at(place) <= self.members[0].clock.at(place);
+        let last =
+            |(place, member): (usize, &Member)| member.clock.at(place) <= self.members[0].clock.at(place);
         self.members.iter().enumerate().all(last)
     }
 }

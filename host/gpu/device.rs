@@ -90,6 +90,7 @@ pub trait Replay: Send + Sync {
 
 /// An event, a stream or a graph of one backend was used with another.
 pub fn other_backend(argument: &'static str) -> Error {
-    let limit = "what it is used with belongs to the emulator, or to another machine of it, or to the GPUs".into();
+    let limit =
+        "what it is used with belongs to the emulator, or to another machine of it, or to the GPUs".into();
     Error::Argument { argument, value: "one of another backend".into(), limit }
 }

@@ -271,7 +271,7 @@ impl Gpu {
     ///
     /// # Safety
     /// `raw` is a stream of this GPU's primary context, or one of the driver's special handles such as 0, the default
-    /// stream. It stays alive until the last clone, and all events recorded in it, have been dropped.
+    /// stream. It stays alive until the last clone has been dropped.
     ///
     /// # Errors
     /// [`Error::Unavailable`] on the emulator, which has no foreign streams; [`Error::Argument`] for a stream of
