@@ -22,6 +22,7 @@ on_the_emulator! {
     a_graph_does_its_work_again_at_every_launch
     a_capture_forks_and_joins
     a_graph_is_part_of_another
+    an_exchange_is_captured
     what_a_capture_refuses
     a_stream_goes_on_after_a_capture_that_failed
     what_streams_refuse

@@ -10,6 +10,9 @@ use std::sync::Arc;
 ///
 /// It keeps neither the memory that it works on alive nor what else its kernels were promised: all that must outlive
 /// its last launch. Dropping it lets launches that are under way go on.
+///
+/// Making and dropping a graph allocates and frees memory of the driver's. Ranks that share a GPU do neither while one
+/// of them is in the middle of an operation, whose kernels wait for each other.
 pub struct Graph {
     core: Arc<Core>,
     replay: Box<dyn Replay>,

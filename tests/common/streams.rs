@@ -1,9 +1,11 @@
 //! Streams, events, graphs and memory, the same on every backend.
 
+use half::bf16;
+use std::time::Duration;
 use tokenrail::device::gpu::mem::Address;
 use tokenrail::device::workload::probe::{Probe, ProbeArgs, SCRATCH_WORDS, SHARED_BYTES, THREADS, WORDS};
 use tokenrail::gpu::{Grid, View};
-use tokenrail::{Backend, Buffer, Error, Gpu, Group, Stream};
+use tokenrail::{Backend, Buffer, Config, Error, Exchange, Gpu, Group, Input, Member, Stream};
 
 /// Words of the arrays that copies move: large enough that on a GPU a copy that does not wait comes too early.
 const LARGE: usize = 1 << 20;
@@ -16,6 +18,7 @@ pub fn check(backend: &Backend) {
     a_graph_does_its_work_again_at_every_launch(backend);
     a_capture_forks_and_joins(backend);
     a_graph_is_part_of_another(backend);
+    an_exchange_is_captured(backend);
     what_a_capture_refuses(backend);
     a_stream_goes_on_after_a_capture_that_failed(backend);
     what_streams_refuse(backend);
@@ -218,6 +221,53 @@ pub fn a_graph_is_part_of_another(backend: &Backend) {
     gpu.write(a.view(), &[3u32; 16]).unwrap();
     outer.launch(&stream).unwrap();
     assert_eq!(words(&gpu, &stream, &c), [3; 16]);
+}
+
+pub fn an_exchange_is_captured(backend: &Backend) {
+    let members = Group::in_process(2, backend).unwrap();
+    std::thread::scope(|scope| members.into_iter().for_each(|member| _ = scope.spawn(|| exchange(member))));
+}
+
+/// One rank's dispatch and combine in a graph, launched for several inputs.
+fn exchange(member: Member) {
+    const HIDDEN: usize = 64;
+    let mut exchange = Exchange::new(member, &Config::new(8, 2, HIDDEN as u32, 4)).unwrap();
+    let gpu = exchange.gpu().clone();
+    let stream = gpu.stream().unwrap();
+    let rank = exchange.rank();
+    let x = gpu.alloc(2 * HIDDEN * 2).unwrap();
+    let (topk_idx, topk_weights) = (gpu.alloc_zeroed(4 * 4).unwrap(), gpu.upload(&[1f32; 4]).unwrap());
+    let combined = gpu.alloc(2 * HIDDEN * 2).unwrap();
+    let ((), graph) = stream
+        .capture(|| {
+            let input =
+                Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &topk_weights, tokens: 2 };
+            let received = exchange.dispatch(&stream, &input)?;
+            gpu.copy(&stream, received.x(), received.outputs(), received.outputs().bytes())?;
+            exchange.combine(&stream, &received, &combined)
+        })
+        .unwrap();
+    // Ranks may share a GPU: none launches before all have their graphs.
+    let meet = |exchange: &Exchange| exchange.all_gather((), "the graphs", Duration::from_secs(30)).unwrap();
+    meet(&exchange);
+    // The ids of both tokens, and how many ranks each goes to.
+    let rounds =
+        [([0, 7, 1, 2], [2, 1]), ([3, 3, -1, 4], [1, 1]), ([5, 0, 0, 6], [2, 2]), ([-1, -1, 7, 7], [0, 1])];
+    for (round, (ids, ranks)) in (1u16..).zip(rounds) {
+        let value = f32::from(round) + 8.0 * rank as f32;
+        gpu.write(x.view(), &vec![bf16::from_f32(value); 2 * HIDDEN]).unwrap();
+        gpu.write(topk_idx.view(), &ids).unwrap();
+        graph.launch(&stream).unwrap();
+        exchange.finish(&stream).unwrap();
+        let got: Vec<bf16> = gpu.download(&stream, combined.view(), 2 * HIDDEN).unwrap();
+        for (token, ranks) in got.chunks(HIDDEN).zip(ranks) {
+            assert!(
+                token.iter().all(|got| got.to_f32() == ranks as f32 * value),
+                "launch {round}: {token:?}"
+            );
+        }
+    }
+    meet(&exchange);
 }
 
 pub fn what_a_capture_refuses(backend: &Backend) {
