@@ -175,6 +175,14 @@ pub enum Error {
         /// What the library was built for.
         built: String,
     },
+    /// A capture into a graph does not allow this. The capture goes on, unless this was its end.
+    #[error("{call} is not possible: {why}")]
+    Capture {
+        /// What was to be done.
+        call: &'static str,
+        /// What speaks against it.
+        why: &'static str,
+    },
     /// The driver, or the emulator, refused a call.
     #[error("{call} failed: {reason}")]
     Device {

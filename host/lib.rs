@@ -16,8 +16,8 @@ pub use tokenrail_device as device;
 pub use config::{Config, Element, ExpertMajor, Half, Overflow, ScaleLayout, bytes_for};
 pub use error::Error;
 pub use exchange::{
-    ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens, Transport,
-    Weights,
+    ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens,
+    Transport, Weights,
 };
-pub use gpu::{Backend, Buffer, Event, Gpu, Stream};
+pub use gpu::{Backend, Buffer, Event, Gpu, Graph, Stream};
 pub use group::{Group, Member};

@@ -5,11 +5,13 @@
 
 mod common;
 mod skip;
+#[path = "common/streams.rs"]
+mod streams;
 
 use common::{Case, check};
 use std::time::Duration;
 use tokenrail::gpu::CudaOptions;
-use tokenrail::{Backend, Config, Element, Exchange, Group, Input, Member};
+use tokenrail::{Backend, Buffer, Config, Element, Exchange, Group, Input, Member, Stream};
 
 /// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
 /// kernels occupy them all would wait for each other: one at a time.
@@ -35,6 +37,50 @@ fn rounds(ranks: usize, most: usize) -> Vec<Vec<usize>> {
 #[test]
 fn machine_beneath_the_kernels() {
     on_gpus(common::probe::check);
+}
+
+#[test]
+fn streams_events_graphs_and_memory() {
+    on_gpus(streams::check);
+}
+
+#[test]
+fn foreign_streams() {
+    on_gpus(|backend| {
+        let member = Group::in_process(1, backend).unwrap().remove(0);
+        let gpu = member.gpu();
+        let (stream, side) = (gpu.stream().unwrap(), gpu.stream().unwrap());
+        let [x, y] = [(); 2].map(|()| gpu.alloc_zeroed(64).unwrap());
+        let first = |stream: &Stream, of: &Buffer| gpu.download::<u8>(stream, of.view(), 1).unwrap()[0];
+        // SAFETY: 0 is the default stream, and the other outlives its alias.
+        let [default, alias] =
+            [0, stream.raw().unwrap()].map(|raw| unsafe { gpu.stream_from_raw(raw).unwrap() });
+        assert_eq!(alias.raw(), stream.raw());
+        for (stream, byte) in [(&default, 1), (&alias, 2), (&alias.clone(), 3)] {
+            gpu.fill(stream, x.view(), byte).unwrap();
+            side.wait(&stream.record().unwrap()).unwrap();
+            assert_eq!(first(&side, &x), byte);
+        }
+        // A capture that someone else began: only the driver knows who is part of it.
+        let captured = "the stream is being captured into a graph";
+        let ((), graph) = stream
+            .capture(|| {
+                gpu.fill(&alias, x.view(), 4)?;
+                let fork = alias.record()?;
+                assert!(fork.synchronize().unwrap_err().to_string().contains("recorded in a capture"));
+                side.wait(&fork)?;
+                gpu.copy(&side, x.view(), y.view(), 64)?;
+                for stream in [&alias, &side] {
+                    assert!(stream.synchronize().unwrap_err().to_string().contains(captured));
+                }
+                alias.wait(&side.record()?)
+            })
+            .unwrap();
+        drop(alias);
+        assert_eq!(first(&side, &y), 0);
+        graph.launch(&stream).unwrap();
+        assert_eq!(first(&stream, &y), 4);
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The host's side: machines, devices, and the lockstep between host threads and the engine.
 
 use crate::memory::{Allocation, Block, Registry};
-use crate::stream::{Operation, Stream};
+use crate::stream::{Event, Launch, Operation, Stream};
 use crate::{Error, Fault, Options, engine};
 use std::collections::{BTreeMap, VecDeque};
 use std::marker::PhantomData;
@@ -105,6 +105,8 @@ fn this_thread() -> HostThread {
     NAME.with(Arc::downgrade)
 }
 
+/// Most threads of a block.
+const MAX_THREADS: u32 = 1024;
 /// How long emulated time stands still, in real time, before the machine says why.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the engine looks whether a thread that it waits for has ended: threads do not tell.
@@ -379,6 +381,11 @@ impl Machine {
         Ok(Device { machine: self.clone(), ordinal })
     }
 
+    /// Whether both are handles on one machine.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether `from` can access `to`'s memory.
     pub fn can_access_peer(&self, from: usize, to: usize) -> bool {
         self.0.shared.options.can_access_peer(from, to)
@@ -483,5 +490,41 @@ impl Device {
     /// A new stream.
     pub fn stream(&self) -> Stream {
         Stream::new(self.clone())
+    }
+
+    /// Whether a kernel of this size can run here: at least one block, of 1 to 1024 threads and at most
+    /// [`Options::shared_bytes_per_block`] of shared memory.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] if not.
+    pub fn allows(&self, launch: &Launch) -> Result<(), Error> {
+        let refuse =
+            |field, value, limit: String| Err(Error::Launch { name: launch.name, field, value, limit });
+        if launch.grid == 0 {
+            return refuse("grid", 0, "at least 1".into());
+        }
+        if launch.block == 0 || launch.block > MAX_THREADS {
+            return refuse("block", launch.block as usize, format!("1 to {MAX_THREADS}"));
+        }
+        let limit = self.shared().options.shared_bytes_per_block;
+        if launch.shared_bytes > limit {
+            return refuse("shared_bytes", launch.shared_bytes, format!("at most {limit}"));
+        }
+        Ok(())
+    }
+
+    /// Blocks until `event` is reached; false when `timeout`, in real time, passes first. Emulated threads may run
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// The device's [`Fault`], if it has had one.
+    pub fn wait(&self, event: &Event, timeout: Option<Duration>) -> Result<bool, Fault> {
+        let awaited = event.clone();
+        let ready = Ready::Other(Arc::new(move || awaited.time_ns().is_some()));
+        let reached = self.shared().wait(Some(self.ordinal), ready, timeout);
+        match self.shared().lock().fault(self.ordinal) {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(reached),
+        }
     }
 }

@@ -29,9 +29,6 @@ pub enum Operation {
     Wait(Event),
 }
 
-/// Most threads of a block.
-const MAX_THREADS: u32 = 1024;
-
 /// An in-order queue of work for one device. Work already queued goes on when it is dropped.
 pub struct Stream {
     device: Device,
@@ -62,21 +59,9 @@ impl Stream {
     /// Queues a kernel, which is called once for each thread.
     ///
     /// # Errors
-    /// [`Error::Launch`] if the device does not allow this size: at least one block, of 1 to 1024 threads and at most
-    /// [`Options::shared_bytes_per_block`](crate::Options::shared_bytes_per_block) of shared memory.
+    /// [`Error::Launch`] if [`Device::allows`] does not.
     pub fn launch(&self, launch: Launch, kernel: Kernel) -> Result<(), Error> {
-        let refuse =
-            |field, value, limit: String| Err(Error::Launch { name: launch.name, field, value, limit });
-        if launch.grid == 0 {
-            return refuse("grid", 0, "at least 1".into());
-        }
-        if launch.block == 0 || launch.block > MAX_THREADS {
-            return refuse("block", launch.block as usize, format!("1 to {MAX_THREADS}"));
-        }
-        let limit = self.device.shared().options.shared_bytes_per_block;
-        if launch.shared_bytes > limit {
-            return refuse("shared_bytes", launch.shared_bytes, format!("at most {limit}"));
-        }
+        self.device.allows(&launch)?;
         self.enqueue(Operation::Launch(launch, kernel));
         Ok(())
     }

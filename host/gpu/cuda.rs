@@ -4,19 +4,21 @@
 //! another's that is yet to be launched, so nothing here waits for the whole device; `cuMemFree` does, which is why
 //! buffers are not to be dropped between the launches of one operation on the ranks of a GPU.
 
-use super::driver::{self, DevicePointer, check};
+mod graph;
+mod queue;
+
+use super::device::{Device, Queue};
+use super::driver::{self, DevicePointer, Handle, check};
 use super::images::{self, KERNEL_IMAGES};
-use super::{CudaOptions, Description, Device, Gpu, Handle, Launch};
+use super::{CudaOptions, Description, Gpu};
 use crate::Error;
 use cust::context::{Context, ContextHandle, CurrentContext};
 use cust::error::CudaError;
-use cust::event::{Event, EventFlags};
 use cust::module::Module;
-use cust::stream::{Stream, StreamFlags};
+use queue::CudaQueue;
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,19 +29,11 @@ const WARPS: u32 = 16;
 
 /// A GPU with the kernels loaded. The module goes before its context.
 struct Card {
-    functions: HashMap<&'static str, Function>,
+    functions: HashMap<&'static str, Handle>,
     _module: Module,
     context: Context,
     ordinal: usize,
 }
-
-/// A kernel's handle in the driver.
-#[derive(Clone, Copy)]
-struct Function(*mut c_void);
-// SAFETY: driver handles may be used from any thread.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
 
 /// Where ranks' threads wait for each other.
 #[derive(Default)]
@@ -48,24 +42,17 @@ struct Meeting {
     mutex: Mutex<()>,
 }
 
-/// One rank's use of a card. Streams and events go before the card.
+/// One rank's use of a card.
 struct CudaDevice {
-    streams: Mutex<HashMap<Handle, Arc<Stream>>>,
-    events: Mutex<HashMap<Handle, Event>>,
     /// For uploads, which must not wait for any kernel.
-    uploads: Stream,
-    next_handle: AtomicU64,
+    uploads: CudaQueue,
     description: Description,
     meeting: Arc<Meeting>,
     card: Arc<Card>,
 }
 
-// SAFETY: streams, events and contexts are driver handles, usable from any thread once the context is current there,
-// which every method sees to.
-unsafe impl Send for CudaDevice {}
-// SAFETY: as above; the tables are behind mutexes.
-unsafe impl Sync for CudaDevice {}
-// SAFETY: as above.
+// SAFETY: contexts and modules are driver handles, usable from any thread once the context is current there, which every
+// method sees to.
 unsafe impl Send for Card {}
 // SAFETY: as above.
 unsafe impl Sync for Card {}
@@ -75,7 +62,7 @@ fn refused(call: &str) -> impl FnOnce(CudaError) -> Error {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change of these tables is a single call, so a panic elsewhere leaves them whole.
+    // Every change behind these mutexes is a single call, so a panic elsewhere leaves them whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -153,16 +140,8 @@ pub fn open(options: &CudaOptions, ranks: u32) -> Result<Vec<Gpu>, Error> {
             // As many ranks as come round to this card.
             let sharers = (ranks as usize - rank % cards.len()).div_ceil(cards.len());
             let description = describe(card.ordinal, sharers as u32)?;
-            card.enter()?;
-            Ok(Gpu(Arc::new(CudaDevice {
-                streams: Mutex::default(),
-                events: Mutex::default(),
-                uploads: Stream::new(StreamFlags::NON_BLOCKING, None).map_err(refused("cuStreamCreate"))?,
-                next_handle: AtomicU64::new(1),
-                description,
-                meeting: meeting.clone(),
-                card,
-            })))
+            let uploads = CudaQueue::new(card.clone())?;
+            Ok(Gpu::new(CudaDevice { uploads, description, meeting: meeting.clone(), card }))
         })
         .collect()
 }
@@ -184,7 +163,7 @@ impl Card {
             let function = match module.get_function(name) {
                 // Left out of modules for GPUs that cannot run it.
                 Err(CudaError::NotFound) => continue,
-                function => Function(function.map_err(refused(name))?.to_raw().cast()),
+                function => Handle(function.map_err(refused(name))?.to_raw().cast()),
             };
             let bytes = description.shared_bytes as c_int;
             // Also makes the driver load the kernel now: a lazy load at launch waits for the whole device.
@@ -219,25 +198,6 @@ impl Card {
             status => check("cuCtxEnablePeerAccess", status),
         }
     }
-}
-
-impl CudaDevice {
-    fn handle(&self) -> Handle {
-        self.next_handle.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The driver's stream, with the context made current.
-    fn get(&self, stream: Handle) -> Result<Arc<Stream>, Error> {
-        self.card.enter()?;
-        lock(&self.streams).get(&stream).cloned().ok_or_else(|| Error::Device {
-            call: "looking a stream up".into(),
-            reason: "it has been dropped".into(),
-        })
-    }
-}
-
-fn raw(stream: &Stream) -> *mut c_void {
-    stream.as_inner().cast()
 }
 
 impl Device for CudaDevice {
@@ -278,57 +238,8 @@ impl Device for CudaDevice {
         }
     }
 
-    fn stream(&self) -> Result<Handle, Error> {
-        self.card.enter()?;
-        let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(refused("cuStreamCreate"))?;
-        let handle = self.handle();
-        lock(&self.streams).insert(handle, Arc::new(stream));
-        Ok(handle)
-    }
-
-    fn drop_stream(&self, stream: Handle) {
-        if self.card.enter().is_ok() {
-            lock(&self.streams).remove(&stream);
-        }
-    }
-
-    fn synchronize(&self, stream: Handle) -> Result<(), Error> {
-        // SAFETY: the stream is alive.
-        check("a kernel or copy", unsafe { driver::cuStreamSynchronize(raw(&*self.get(stream)?)) })
-    }
-
-    fn record(&self, stream: Handle) -> Result<Handle, Error> {
-        let stream = self.get(stream)?;
-        let event = Event::new(EventFlags::DEFAULT).map_err(refused("cuEventCreate"))?;
-        event.record(&stream).map_err(refused("cuEventRecord"))?;
-        let handle = self.handle();
-        lock(&self.events).insert(handle, event);
-        Ok(handle)
-    }
-
-    fn drop_event(&self, event: Handle) {
-        if self.card.enter().is_ok() {
-            lock(&self.events).remove(&event);
-        }
-    }
-
-    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f64, Error> {
-        self.card.enter()?;
-        let events = lock(&self.events);
-        match (events.get(&from), events.get(&to)) {
-            (Some(from), Some(to)) => {
-                to.elapsed_time_f32(from).map(f64::from).map_err(refused("measuring between two events"))
-            }
-            _ => Err(Error::Device {
-                call: "looking an event up".into(),
-                reason: "it has been dropped".into(),
-            }),
-        }
-    }
-
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.card.enter()?;
-        let uploads = raw(&self.uploads);
+        let uploads = self.uploads.enter()?;
         // SAFETY: callers pass memory they own, as large as this; the source outlives the synchronisation.
         unsafe {
             let from = bytes.as_ptr().expose_provenance() as DevicePointer;
@@ -337,56 +248,13 @@ impl Device for CudaDevice {
         }
     }
 
-    fn read(&self, stream: Handle, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let stream = self.get(stream)?;
-        // SAFETY: callers pass memory as large as this; the destination outlives the synchronisation.
-        unsafe {
-            let to = bytes.as_mut_ptr().expose_provenance() as DevicePointer;
-            check("cuMemcpyAsync", driver::cuMemcpyAsync(to, from, bytes.len(), raw(&stream)))?;
-            check("a kernel or copy", driver::cuStreamSynchronize(raw(&stream)))
-        }
+    fn queue(&self) -> Result<Box<dyn Queue>, Error> {
+        Ok(Box::new(CudaQueue::new(self.card.clone())?))
     }
 
-    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<(), Error> {
-        // SAFETY: callers keep both ranges alive until the stream has come this far.
-        check("cuMemcpyAsync", unsafe { driver::cuMemcpyAsync(to, from, bytes, raw(&*self.get(stream)?)) })
-    }
-
-    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), Error> {
-        // SAFETY: callers keep the range alive until the stream has come this far.
-        check("cuMemsetD8Async", unsafe {
-            driver::cuMemsetD8Async(to, byte, bytes, raw(&*self.get(stream)?))
-        })
-    }
-
-    unsafe fn launch(&self, stream: Handle, launch: &Launch) -> Result<(), Error> {
-        let stream = self.get(stream)?;
-        let function = self.card.functions.get(launch.name).ok_or_else(|| Error::Unavailable {
-            what: format!("kernel {}", launch.name),
-            why: format!(
-                "the kernels loaded for GPU {} are without it; bulk copies need sm_90",
-                self.card.ordinal
-            ),
-        })?;
-        let grid = launch.grid;
-        let mut parameters = [launch.args.cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel has one by-value parameter, which the driver copies now; the rest is the caller's promise.
-        let status = unsafe {
-            driver::cuLaunchKernel(
-                function.0,
-                grid.blocks,
-                1,
-                1,
-                grid.threads,
-                1,
-                1,
-                grid.shared_bytes,
-                raw(&stream),
-                parameters.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        check(launch.name, status)
+    unsafe fn foreign_queue(&self, raw: u64) -> Result<Box<dyn Queue>, Error> {
+        // SAFETY: the caller's promise, passed on.
+        Ok(Box::new(unsafe { CudaQueue::foreign(self.card.clone(), raw)? }))
     }
 
     fn wait_host(&self, ready: Arc<dyn Fn() -> bool + Send + Sync>, timeout: Duration) -> bool {

@@ -22,8 +22,26 @@ pub const SHARED_BYTES: c_int = 97;
 pub const FUNCTION_SHARED_BYTES: c_int = 8;
 /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`.
 pub const HOST_ALLOC_MAPPED: c_uint = 1 | 2;
+/// `CU_STREAM_NON_BLOCKING`: the default stream does not wait for it, nor it for the default stream.
+pub const STREAM_NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DEFAULT`.
+pub const EVENT_DEFAULT: c_uint = 0;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: other threads may go on, and this one may allocate.
+pub const CAPTURE_RELAXED: c_int = 2;
+/// `CU_STREAM_CAPTURE_STATUS_NONE`.
+pub const CAPTURE_NONE: c_int = 0;
+/// `CUDA_ERROR_NOT_READY`.
+pub const NOT_READY: Status = 600;
 /// `CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED`.
 pub const PEER_ACCESS_ALREADY_ENABLED: Status = 704;
+
+/// Something of the driver's: a function, a stream, an event or a graph.
+#[derive(Clone, Copy)]
+pub struct Handle(pub *mut c_void);
+// SAFETY: driver handles may be used from any thread.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
 
 unsafe extern "C" {
     pub fn cuInit(flags: c_uint) -> Status;
@@ -39,7 +57,29 @@ unsafe extern "C" {
     pub fn cuMemcpyAsync(to: DevicePointer, from: DevicePointer, bytes: usize, stream: *mut c_void)
     -> Status;
     pub fn cuMemsetD8Async(to: DevicePointer, byte: u8, bytes: usize, stream: *mut c_void) -> Status;
+    pub fn cuStreamCreate(stream: *mut *mut c_void, flags: c_uint) -> Status;
+    pub fn cuStreamDestroy_v2(stream: *mut c_void) -> Status;
+    pub fn cuStreamGetCtx(stream: *mut c_void, context: *mut *mut c_void) -> Status;
     pub fn cuStreamSynchronize(stream: *mut c_void) -> Status;
+    pub fn cuStreamWaitEvent(stream: *mut c_void, event: *mut c_void, flags: c_uint) -> Status;
+    pub fn cuStreamBeginCapture_v2(stream: *mut c_void, mode: c_int) -> Status;
+    pub fn cuStreamEndCapture(stream: *mut c_void, graph: *mut *mut c_void) -> Status;
+    pub fn cuStreamIsCapturing(stream: *mut c_void, status: *mut c_int) -> Status;
+    pub fn cuEventCreate(event: *mut *mut c_void, flags: c_uint) -> Status;
+    pub fn cuEventDestroy_v2(event: *mut c_void) -> Status;
+    pub fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> Status;
+    pub fn cuEventQuery(event: *mut c_void) -> Status;
+    pub fn cuEventSynchronize(event: *mut c_void) -> Status;
+    pub fn cuEventElapsedTime(milliseconds: *mut f32, from: *mut c_void, to: *mut c_void) -> Status;
+    pub fn cuGraphInstantiateWithFlags(
+        executable: *mut *mut c_void,
+        graph: *mut c_void,
+        flags: u64,
+    ) -> Status;
+    pub fn cuGraphUpload(executable: *mut c_void, stream: *mut c_void) -> Status;
+    pub fn cuGraphLaunch(executable: *mut c_void, stream: *mut c_void) -> Status;
+    pub fn cuGraphExecDestroy(executable: *mut c_void) -> Status;
+    pub fn cuGraphDestroy(graph: *mut c_void) -> Status;
     pub fn cuLaunchKernel(
         function: *mut c_void,
         grid_x: c_uint,

@@ -1,19 +1,27 @@
 //! One GPU as a rank sees it: memory, streams, events and launches, on either backend.
 
+mod capture;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod device;
 #[cfg(feature = "cuda")]
 mod driver;
 mod emulator;
+mod graph;
 #[cfg(feature = "cuda")]
 pub mod images;
+mod stream;
 
 use crate::Error;
+use device::{Core, Device, Launch};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::kernel::Kernel;
 
+pub use graph::Graph;
+pub use stream::{Event, Stream};
 pub use tokenrail_emulator::Options as EmulatorOptions;
 
 /// What ranks run on.
@@ -107,77 +115,21 @@ pub struct Grid {
     pub shared_bytes: u32,
 }
 
-/// A launch as backends see it.
-struct Launch {
-    name: &'static str,
-    grid: Grid,
-    /// The kernel's body for one emulated thread; takes the arguments' address.
-    body: unsafe fn(*const u8),
-    args: *const u8,
-    args_bytes: usize,
-}
-
-/// A stream or an event, in the backend's own numbering.
-type Handle = u64;
-
-/// What a backend does. Addresses and handles are its own; callers keep them alive and in bounds.
-trait Device: Send + Sync {
-    fn description(&self) -> &Description;
-    /// Uninitialised memory, aligned to at least 256 bytes. Zero bytes are possible.
-    fn alloc(&self, bytes: usize) -> Result<u64, Error>;
-    fn free(&self, address: u64);
-    /// Zeroed memory that host and device can both reach at the same address.
-    fn alloc_host(&self, bytes: usize) -> Result<u64, Error>;
-    fn free_host(&self, address: u64);
-    fn stream(&self) -> Result<Handle, Error>;
-    fn drop_stream(&self, stream: Handle);
-    fn synchronize(&self, stream: Handle) -> Result<(), Error>;
-    fn record(&self, stream: Handle) -> Result<Handle, Error>;
-    fn drop_event(&self, event: Handle);
-    /// Milliseconds between two completed events.
-    fn elapsed_ms(&self, from: Handle, to: Handle) -> Result<f64, Error>;
-    /// Copies to the device and waits.
-    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Error>;
-    /// Copies from the device, after all that the stream was given before, and waits.
-    fn read(&self, stream: Handle, from: u64, bytes: &mut [u8]) -> Result<(), Error>;
-    fn copy(&self, stream: Handle, from: u64, to: u64, bytes: usize) -> Result<(), Error>;
-    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), Error>;
-    /// # Safety
-    /// The arguments meet the kernel's contract until it has ended.
-    unsafe fn launch(&self, stream: Handle, launch: &Launch) -> Result<(), Error>;
-    /// Blocks the calling thread until `ready` holds; false when `timeout` passes first.
-    fn wait_host(&self, ready: Arc<dyn Fn() -> bool + Send + Sync>, timeout: Duration) -> bool;
-    /// Wakes those who wait on the host.
-    fn notify(&self);
-}
-
 /// A handle on one GPU. Cheap to clone.
 #[derive(Clone)]
-pub struct Gpu(Arc<dyn Device>);
+pub struct Gpu(Arc<Core>);
 
 /// Memory of one GPU. Freed when dropped.
 pub struct Buffer {
-    device: Arc<dyn Device>,
+    core: Arc<Core>,
     address: u64,
     bytes: usize,
 }
 
 /// Memory that the host and a GPU share. Freed when dropped.
 pub(crate) struct HostBuffer {
-    device: Arc<dyn Device>,
+    core: Arc<Core>,
     address: u64,
-}
-
-/// An in-order queue of work for one GPU. Destroyed when dropped.
-pub struct Stream {
-    device: Arc<dyn Device>,
-    handle: Handle,
-}
-
-/// A moment in a stream.
-pub struct Event {
-    device: Arc<dyn Device>,
-    handle: Handle,
 }
 
 /// Something of which a device can hold many: plain numbers.
@@ -204,9 +156,13 @@ fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
 }
 
 impl Gpu {
+    fn new(device: impl Device + 'static) -> Self {
+        Self(Arc::new(Core { device: Box::new(device), allocated: AtomicU64::new(0) }))
+    }
+
     /// What it is.
     pub fn description(&self) -> &Description {
-        self.0.description()
+        self.0.device.description()
     }
 
     /// Memory with unknown contents.
@@ -214,7 +170,15 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] without enough memory.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer, Error> {
-        Ok(Buffer { device: self.0.clone(), address: self.0.alloc(bytes)?, bytes })
+        let address = self.0.device.alloc(bytes)?;
+        self.0.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Buffer { core: self.0.clone(), address, bytes })
+    }
+
+    /// Device memory that this rank has now: the sum of the sizes that its live buffers were asked for, an exchange's
+    /// included. The driver may round each up.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.0.allocated.load(Ordering::Relaxed)
     }
 
     /// Memory full of zeros.
@@ -224,13 +188,13 @@ impl Gpu {
     pub fn alloc_zeroed(&self, bytes: usize) -> Result<Buffer, Error> {
         let buffer = self.alloc(bytes)?;
         let stream = self.stream()?;
-        self.0.fill(stream.handle, buffer.address, 0, bytes)?;
+        self.fill(&stream, buffer.view(), 0)?;
         stream.synchronize()?;
         Ok(buffer)
     }
 
     pub(crate) fn alloc_host(&self, bytes: usize) -> Result<HostBuffer, Error> {
-        Ok(HostBuffer { device: self.0.clone(), address: self.0.alloc_host(bytes)? })
+        Ok(HostBuffer { core: self.0.clone(), address: self.0.device.alloc_host(bytes)? })
     }
 
     /// Memory with these contents.
@@ -239,46 +203,59 @@ impl Gpu {
     /// [`Error::Device`] without enough memory.
     pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Buffer, Error> {
         let buffer = self.alloc(size_of_val(values))?;
-        self.0.write(buffer.address, bytes_of(values))?;
+        self.0.device.write(buffer.address, bytes_of(values))?;
         Ok(buffer)
     }
 
     /// Copies values to the device and waits for the copy, not for any stream.
     ///
     /// # Errors
-    /// [`Error::Argument`] if they do not fit.
+    /// [`Error::Argument`] if they do not fit; [`Error::Capture`] within [`Stream::capture`].
     pub fn write<T: Plain>(&self, to: View, values: &[T]) -> Result<(), Error> {
+        capture::outside("a write")?;
         to.holds("destination of a write", size_of_val(values))?;
-        self.0.write(to.address.0, bytes_of(values))
+        self.0.device.write(to.address.0, bytes_of(values))
     }
 
     /// `count` values from `from` on, once the stream has done what it was given before. Waits.
     ///
     /// # Errors
-    /// [`Error::Argument`] if they are not all there, [`Error::Device`] if earlier work failed.
+    /// [`Error::Argument`] if they are not all there or the stream is another rank's, [`Error::Device`] if earlier
+    /// work failed, [`Error::Capture`] while the stream is captured.
     pub fn download<T: Plain>(&self, stream: &Stream, from: View, count: usize) -> Result<Vec<T>, Error> {
         from.holds("download", count * size_of::<T>())?;
         let mut values = vec![T::default(); count];
-        self.0.read(stream.handle, from.address.0, bytes_of_mut(&mut values))?;
+        let line = stream.0.of(&self.0)?;
+        line.runs("a download")?;
+        line.queue.read(from.address.0, bytes_of_mut(&mut values))?;
         Ok(values)
     }
 
     /// Copies within this GPU's reach, in stream order.
     ///
     /// # Errors
-    /// [`Error::Argument`] if either side is shorter.
+    /// [`Error::Argument`] if either side is shorter, or the stream is another rank's.
     pub fn copy(&self, stream: &Stream, from: View, to: View, bytes: usize) -> Result<(), Error> {
         from.holds("source of a copy", bytes)?;
         to.holds("destination of a copy", bytes)?;
-        self.0.copy(stream.handle, from.address.0, to.address.0, bytes)
+        let line = stream.0.of(&self.0)?;
+        // Graphs may not have empty nodes.
+        if bytes == 0 {
+            return Ok(());
+        }
+        line.issue(|queue| queue.copy(from.address.0, to.address.0, bytes))
     }
 
     /// Sets every byte, in stream order.
     ///
     /// # Errors
-    /// [`Error::Device`] if earlier work failed.
+    /// [`Error::Device`] if earlier work failed, [`Error::Argument`] if the stream is another rank's.
     pub fn fill(&self, stream: &Stream, to: View, byte: u8) -> Result<(), Error> {
-        self.0.fill(stream.handle, to.address.0, byte, to.bytes)
+        let line = stream.0.of(&self.0)?;
+        if to.bytes == 0 {
+            return Ok(());
+        }
+        line.issue(|queue| queue.fill(to.address.0, byte, to.bytes))
     }
 
     /// A new stream, independent of all others.
@@ -286,16 +263,33 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] if the driver refuses.
     pub fn stream(&self) -> Result<Stream, Error> {
-        Ok(Stream { device: self.0.clone(), handle: self.0.stream()? })
+        Ok(Stream::new(self.0.clone(), self.0.device.queue()?))
+    }
+
+    /// A stream that someone else has made, such as the framework around this library: `raw` is a `CUstream`. It is
+    /// not destroyed with the last clone.
+    ///
+    /// # Safety
+    /// `raw` is a stream of this GPU's primary context, or one of the driver's special handles such as 0, the default
+    /// stream. It stays alive until the last clone has been dropped.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] on the emulator, which has no foreign streams; [`Error::Argument`] for a stream of
+    /// another context.
+    pub unsafe fn stream_from_raw(&self, raw: u64) -> Result<Stream, Error> {
+        // SAFETY: the caller's promise, passed on.
+        let queue = unsafe { self.0.device.foreign_queue(raw)? };
+        Ok(Stream::new(self.0.clone(), queue))
     }
 
     /// Launches a kernel.
     ///
     /// # Safety
-    /// `args` meets the contract of the kernel's argument struct until the kernel has ended.
+    /// `args` meets the contract of the kernel's argument struct until the kernel has ended; in a capture, until it has
+    /// ended in the last launch of the graph.
     ///
     /// # Errors
-    /// [`Error::Device`] if the launch is refused.
+    /// [`Error::Device`] if the launch is refused, [`Error::Argument`] if the stream is another rank's.
     pub unsafe fn launch<K: Kernel>(&self, stream: &Stream, grid: Grid, args: &K::Args) -> Result<(), Error> {
         unsafe fn body<K: Kernel>(args: *const u8) {
             // SAFETY: `Launch::args` is the address of a `K::Args`; the launch's promise is the kernel's.
@@ -309,15 +303,15 @@ impl Gpu {
             args_bytes: size_of::<K::Args>(),
         };
         // SAFETY: the caller's promise, passed on.
-        unsafe { self.0.launch(stream.handle, &launch) }
+        stream.0.of(&self.0)?.issue(|queue| unsafe { queue.launch(&launch) })
     }
 
     pub(crate) fn wait_host(&self, ready: Arc<dyn Fn() -> bool + Send + Sync>, timeout: Duration) -> bool {
-        self.0.wait_host(ready, timeout)
+        self.0.device.wait_host(ready, timeout)
     }
 
     pub(crate) fn notify(&self) {
-        self.0.notify();
+        self.0.device.notify();
     }
 }
 
@@ -387,7 +381,8 @@ impl From<&Buffer> for View {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.device.free(self.address);
+        self.core.device.free(self.address);
+        self.core.allocated.fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -413,46 +408,6 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        self.device.free_host(self.address);
-    }
-}
-
-impl Stream {
-    /// Waits for all work given so far.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if some of it failed.
-    pub fn synchronize(&self) -> Result<(), Error> {
-        self.device.synchronize(self.handle)
-    }
-
-    /// Marks this moment in the stream.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the driver refuses.
-    pub fn record(&self) -> Result<Event, Error> {
-        Ok(Event { device: self.device.clone(), handle: self.device.record(self.handle)? })
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.device.drop_stream(self.handle);
-    }
-}
-
-impl Event {
-    /// Milliseconds from `self` to `later`; both must have been reached. Virtual time on the emulator.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if one has not been reached.
-    pub fn elapsed_ms(&self, later: &Self) -> Result<f64, Error> {
-        self.device.elapsed_ms(self.handle, later.handle)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        self.device.drop_event(self.handle);
+        self.core.device.free_host(self.address);
     }
 }
