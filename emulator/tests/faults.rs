@@ -80,6 +80,7 @@ fn a_fault_stays_and_concerns_one_device() {
     other.wait(&event);
     let fault = stream.synchronize().unwrap_err();
     assert_eq!(fault.to_string(), "kernel bad on device 0, block 1, thread 37: as planned");
+    assert_eq!(bad.wait(&event, None).as_ref(), Err(&fault));
     // Later work does not run, and its closures are dropped.
     let count = later.clone();
     bad.stream().launch(launch, Box::new(move || _ = count.fetch_add(1, Ordering::Relaxed))).unwrap();

@@ -3,7 +3,7 @@
 mod common;
 use common::*;
 use std::ptr::with_exposed_provenance_mut;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokenrail_emulator::{Machine, Options, simt};
 
@@ -51,6 +51,32 @@ fn events_order_streams_and_carry_time() {
     second.synchronize().unwrap();
     let elapsed_ns = after.time_ns().unwrap() - before.time_ns().unwrap();
     assert!((1_000_000..1_100_000).contains(&elapsed_ns), "{elapsed_ns}");
+}
+
+#[test]
+fn the_host_waits_for_an_event_as_long_as_it_likes() {
+    let [first, second] = pair(0);
+    assert!(first.machine().is_same(second.machine()) && !first.machine().is_same(&machine(1, 0)));
+    let words = Words::new(&first, 1);
+    let at = words.at(0);
+    let (ready, came) = mpsc::channel();
+    let (go, gone) = mpsc::channel();
+    // Time stands still as long as this thread uses the other device and is not blocked in the machine.
+    let user = std::thread::spawn(move || {
+        let stream = second.stream();
+        ready.send(()).unwrap();
+        gone.recv().unwrap();
+        drop(stream);
+    });
+    came.recv().unwrap();
+    let stream = first.stream();
+    launch(&stream, (1, 1), 0, move || store(at, 1));
+    let event = stream.record();
+    assert_eq!(first.wait(&event, Some(Duration::from_millis(1))), Ok(false));
+    go.send(()).unwrap();
+    assert_eq!(first.wait(&event, None), Ok(true));
+    assert_eq!(words.read(), [1]);
+    user.join().unwrap();
 }
 
 #[test]

@@ -133,7 +133,8 @@ impl Event {
     }
 
     /// Whether it has been reached. On the emulator, where time stands still while the host runs, the call blocks for
-    /// about a millisecond if it has not: a loop around it comes to an end.
+    /// about a millisecond if it has not, so that a loop around it comes to an end. It counts as waiting: what a kernel
+    /// needs to go on is to be queued before, or by another thread, as for [`Event::synchronize`].
     ///
     /// # Errors
     /// As [`Event::synchronize`].

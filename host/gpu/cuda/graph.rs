@@ -1,5 +1,6 @@
 //! CUDA graphs.
 
+use super::queue::CudaQueue;
 use super::{Card, lock};
 use crate::Error;
 use crate::gpu::device::{Queue, Replay, other_backend};
@@ -17,12 +18,12 @@ pub struct CudaGraph {
 }
 
 impl CudaGraph {
-    /// Makes `graph` ready for launches, and brings it to the device in order with `stream`, so that the first launch
-    /// need not.
+    /// Makes `graph` ready for launches, and brings it to the device: the first launch would otherwise, which may wait
+    /// for the whole device.
     ///
     /// # Safety
-    /// `graph` is a graph that nobody else has; `stream` is alive, and of `card`, whose context is current.
-    pub unsafe fn new(graph: *mut c_void, stream: *mut c_void, card: Arc<Card>) -> Result<Self, Error> {
+    /// `graph` is a graph that nobody else has, and the context of `card` is current.
+    pub unsafe fn new(graph: *mut c_void, card: Arc<Card>) -> Result<Self, Error> {
         let mut executable = ptr::null_mut();
         // SAFETY: the graph is alive; writes one handle.
         let status = unsafe { driver::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
@@ -30,8 +31,11 @@ impl CudaGraph {
         unsafe { driver::cuGraphDestroy(graph) };
         check("cuGraphInstantiate", status)?;
         let made = Self { executable: Mutex::new(Handle(executable)), card };
+        // On a stream of its own: work that the captured one was given before may take long.
+        let uploads = CudaQueue::new(made.card.clone())?;
         // SAFETY: both are alive.
-        check("cuGraphUpload", unsafe { driver::cuGraphUpload(executable, stream) })?;
+        check("cuGraphUpload", unsafe { driver::cuGraphUpload(executable, uploads.enter()?) })?;
+        uploads.synchronize()?;
         Ok(made)
     }
 }
@@ -39,7 +43,7 @@ impl CudaGraph {
 impl Replay for CudaGraph {
     fn launch(&self, queue: &dyn Queue) -> Result<(), Error> {
         let queue: &dyn Any = queue;
-        let queue = queue.downcast_ref::<super::CudaQueue>().ok_or_else(|| other_backend("stream"))?;
+        let queue = queue.downcast_ref::<CudaQueue>().ok_or_else(|| other_backend("stream"))?;
         let stream = queue.enter()?;
         let executable = lock(&self.executable);
         // SAFETY: both are alive; what the graph works on outlives its launches, as `Graph` asks of its users.

@@ -168,7 +168,7 @@ impl Queue for CudaQueue {
         // SAFETY: the stream is alive; writes one handle, or null if the capture was spoilt.
         check("cuStreamEndCapture", unsafe { driver::cuStreamEndCapture(stream, &mut graph) })?;
         // SAFETY: made just now, and nobody else's.
-        Ok(Box::new(unsafe { CudaGraph::new(graph, stream, self.card.clone())? }))
+        Ok(Box::new(unsafe { CudaGraph::new(graph, self.card.clone())? }))
     }
 
     // The driver makes a stream part of a capture when it waits for an event of it.
