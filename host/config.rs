@@ -4,31 +4,56 @@ use crate::Error;
 use std::time::Duration;
 use tokenrail_device::wire::{ArenaLayout, SCALE_CHANNELS, Shape};
 
-/// What a row's elements are when it is dispatched. Combine always moves bf16.
+/// What a row's elements are when it is dispatched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// 2 bytes.
     Bf16,
+    /// 2 bytes.
+    F16,
     /// FP8 e4m3, 1 byte, with one f32 scale per 128 channels.
     Fp8E4m3,
+    /// FP8 e4m3, 1 byte, with one power of two per 128 channels: UE8M0, a byte e for 2^(e − 127). Four of them are a
+    /// word, group 4j + i in byte i of word j, little-endian; bytes of the last word that have no group are 0.
+    Fp8E4m3Ue8m0,
+    /// Any bytes, such as fp4 with its block scales: they arrive as they were sent.
+    Opaque {
+        /// Bytes of a row, a multiple of 16.
+        row_bytes: u32,
+        /// 4-byte words of scales that travel with a row.
+        scale_words: u32,
+    },
 }
 
 impl Element {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u32 {
+    /// Bytes of a row of `hidden` elements.
+    pub const fn row_bytes(self, hidden: u32) -> u32 {
         match self {
-            Self::Bf16 => 2,
-            Self::Fp8E4m3 => 1,
+            Self::Bf16 | Self::F16 => 2 * hidden,
+            Self::Fp8E4m3 | Self::Fp8E4m3Ue8m0 => hidden,
+            Self::Opaque { row_bytes, .. } => row_bytes,
         }
     }
 
-    /// f32 scales that travel with a row of `hidden` elements.
-    pub const fn scales(self, hidden: u32) -> u32 {
+    /// 4-byte words of scales that travel with a row of `hidden` elements.
+    pub const fn scale_words(self, hidden: u32) -> u32 {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::F16 => 0,
             Self::Fp8E4m3 => hidden.div_ceil(SCALE_CHANNELS),
+            Self::Fp8E4m3Ue8m0 => hidden.div_ceil(4 * SCALE_CHANNELS),
+            Self::Opaque { scale_words, .. } => scale_words,
         }
     }
+}
+
+/// What experts' outputs and combined rows are: 2 bytes an element.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Half {
+    /// 8 bits of exponent, 7 of mantissa.
+    #[default]
+    Bf16,
+    /// 5 bits of exponent, 10 of mantissa.
+    F16,
 }
 
 /// Settings of an exchange. Those that say how ranks talk must be the same on all of them; `sms`, `timeout` and
@@ -43,6 +68,8 @@ pub struct Config {
     pub hidden: u32,
     /// What the dispatched elements are.
     pub element: Element,
+    /// What experts' outputs and combined rows are.
+    pub combined: Half,
     /// Most tokens that a rank dispatches in one call.
     pub tokens: u32,
     /// Most rows that a rank can receive in one call. `None`: ranks · tokens, which cannot overflow.
@@ -63,6 +90,8 @@ const MAX_TOPK: u32 = 32;
 const MAX_RANKS: u32 = 1024;
 /// Most elements of a row.
 const MAX_HIDDEN: u32 = 1 << 20;
+/// Most scale words of an opaque row: one for 16 elements of the longest.
+const MAX_SCALE_WORDS: u32 = MAX_HIDDEN / 16;
 /// Most slots of all rows of a rank: their indices are 32 bits.
 const MAX_SLOTS: u64 = 1 << 31;
 
@@ -78,6 +107,7 @@ impl Config {
             topk,
             hidden,
             element: Element::Bf16,
+            combined: Half::Bf16,
             tokens,
             receive_rows: None,
             sms: None,
@@ -104,12 +134,23 @@ impl Config {
         if self.topk > self.experts {
             return Err(refuse("topk", self.topk, format!("must be at most experts = {}", self.experts)));
         }
-        // The smaller of the two row sizes that move decides: a combined row is bf16.
-        let row_bytes = self.hidden * self.element.bytes();
-        if !row_bytes.is_multiple_of(16) {
-            let limit =
-                format!("a row of {:?} is {row_bytes} bytes, and must be a multiple of 16", self.element);
-            return Err(refuse("hidden", self.hidden, limit));
+        if let Element::Opaque { row_bytes, scale_words } = self.element {
+            within("row_bytes", row_bytes, 16, 2 * MAX_HIDDEN)?;
+            within("scale_words", scale_words, 0, MAX_SCALE_WORDS)?;
+            if !row_bytes.is_multiple_of(16) {
+                return Err(refuse("row_bytes", row_bytes, "must be a multiple of 16"));
+            }
+        }
+        let (row_bytes, scales) =
+            (self.element.row_bytes(self.hidden), self.element.scale_words(self.hidden));
+        let combined_bytes = 2 * self.hidden;
+        for (row, bytes) in
+            [(format!("{:?}", self.element), row_bytes), (format!("combined {:?}", self.combined), combined_bytes)]
+        {
+            if !bytes.is_multiple_of(16) {
+                let limit = format!("a row of {row} is {bytes} bytes, and must be a multiple of 16");
+                return Err(refuse("hidden", self.hidden, limit));
+            }
         }
         let most_rows = ranks as u64 * self.tokens as u64;
         let rows = self.receive_rows.map_or(most_rows, u64::from);
@@ -120,10 +161,10 @@ impl Config {
                 format!("ranks · tokens = {most_rows} is the most there can be"),
             ));
         }
-        let widest = u64::from(self.topk.max(self.element.scales(self.hidden)));
+        let widest = u64::from(self.topk.max(scales));
         if most_rows * widest >= MAX_SLOTS {
             let limit =
-                format!("ranks · tokens · {widest} (slots or scales of a row) must be below {MAX_SLOTS}");
+                format!("ranks · tokens · {widest} (slots or scale words of a row) must be below {MAX_SLOTS}");
             return Err(refuse("tokens", self.tokens, limit));
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(86400) {
@@ -142,7 +183,7 @@ impl Config {
             topk: self.topk,
             hidden: self.hidden,
             row_bytes,
-            scales: self.element.scales(self.hidden),
+            scales,
             tokens: self.tokens,
             rows: rows as u32,
         })
@@ -153,11 +194,12 @@ impl Config {
     /// # Errors
     /// [`Error::Disagreement`] with the first field that differs.
     pub(crate) fn agree(&self, own_rank: u32, theirs: &Self, rank: u32) -> Result<(), Error> {
-        let fields: [(&'static str, String, String); 6] = [
+        let fields: [(&'static str, String, String); 7] = [
             ("experts", self.experts.to_string(), theirs.experts.to_string()),
             ("topk", self.topk.to_string(), theirs.topk.to_string()),
             ("hidden", self.hidden.to_string(), theirs.hidden.to_string()),
             ("element", format!("{:?}", self.element), format!("{:?}", theirs.element)),
+            ("combined", format!("{:?}", self.combined), format!("{:?}", theirs.combined)),
             ("tokens", self.tokens.to_string(), theirs.tokens.to_string()),
             ("receive_rows", format!("{:?}", self.receive_rows), format!("{:?}", theirs.receive_rows)),
         ];

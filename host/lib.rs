@@ -13,7 +13,7 @@ pub mod workload;
 /// The kernels, and what kernels of an engine's own can be written with: launch them with [`Gpu::launch`].
 pub use tokenrail_device as device;
 
-pub use config::{Config, Element, bytes_for};
+pub use config::{Config, Element, Half, bytes_for};
 pub use error::Error;
 pub use exchange::{Counts, Exchange, Input, Layout, Received};
 pub use gpu::{Backend, Buffer, Event, Gpu, Stream};

@@ -1,4 +1,4 @@
-//! Number formats: bf16 and FP8 e4m3 to f32 and back, each rounding to nearest even.
+//! Number formats: bf16, f16, FP8 e4m3 and UE8M0 to f32 and back, each rounding to nearest even.
 //!
 //! f32 arithmetic in kernels is written with plain operators; the builder keeps both lanes from contracting a product
 //! and a sum into one rounding, so that results are the same bits everywhere.
@@ -13,6 +13,27 @@ pub fn bf16x2_to_f32(packed: u32) -> [f32; 2] {
 /// Packs two f32 as bf16, `low` into the low half (`cvt.rn.bf16x2.f32`, sm_80). NaN becomes 0x7fff.
 pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
     machine::f32_to_bf16x2(low, high)
+}
+
+/// The f32 values of two packed f16, low half first (`cvt.f32.f16`). Exact; NaN becomes 0x7fffffff.
+pub fn f16x2_to_f32(packed: u32) -> [f32; 2] {
+    machine::f16x2_to_f32(packed)
+}
+
+/// Packs two f32 as f16, `low` into the low half (`cvt.rn.f16x2.f32`, sm_80). NaN becomes 0x7fff.
+pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {
+    machine::f32_to_f16x2(low, high)
+}
+
+/// The f32 value of one UE8M0 scale, exact: 2^(code - 127), and NaN for 255 (OCP microscaling formats specification
+/// 1.0).
+pub fn ue8m0_to_f32(code: u8) -> f32 {
+    f32::from_bits(match code {
+        // The one value below f32's normal numbers.
+        0 => 1 << 22,
+        255 => 0x7fff_ffff,
+        code => (code as u32) << 23,
+    })
 }
 
 /// Packs two f32 as FP8 e4m3, `low` into the low byte, saturating to ±448 (`cvt.rn.satfinite.e4m3x2.f32`, sm_89;

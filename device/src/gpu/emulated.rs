@@ -218,6 +218,19 @@ pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
     (narrow(high) as u32) << 16 | narrow(low) as u32
 }
 
+pub fn f16x2_to_f32(packed: u32) -> [f32; 2] {
+    let widen = |bits: u32| {
+        let value = half::f16::from_bits(bits as u16);
+        if value.is_nan() { f32::from_bits(0x7fff_ffff) } else { value.to_f32() }
+    };
+    [widen(packed), widen(packed >> 16)]
+}
+
+pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {
+    let narrow = |value: f32| if value.is_nan() { 0x7fff } else { half::f16::from_f32(value).to_bits() };
+    (narrow(high) as u32) << 16 | narrow(low) as u32
+}
+
 pub fn f32_to_e4m3x2(low: f32, high: f32) -> u16 {
     u16::from_le_bytes([super::convert::f32_to_e4m3(low), super::convert::f32_to_e4m3(high)])
 }

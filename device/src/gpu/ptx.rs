@@ -387,6 +387,28 @@ pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
     packed
 }
 
+#[inline(always)]
+pub fn f16x2_to_f32(packed: u32) -> [f32; 2] {
+    let (low, high);
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.f32.f16 {}, {};", out(reg32) low, in(reg16) packed as u16, options(nostack, nomem, pure));
+        asm!("cvt.f32.f16 {}, {};", out(reg32) high, in(reg16) (packed >> 16) as u16, options(nostack, nomem, pure));
+    };
+    [low, high]
+}
+
+#[inline(always)]
+pub fn f32_to_f16x2(low: f32, high: f32) -> u32 {
+    let packed;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.rn.f16x2.f32 {}, {}, {};",
+            out(reg32) packed, in(reg32) high, in(reg32) low, options(nostack, nomem, pure))
+    };
+    packed
+}
+
 #[cfg(bulk_copy)]
 #[inline(always)]
 pub fn f32_to_e4m3x2(low: f32, high: f32) -> u16 {
