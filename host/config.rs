@@ -47,8 +47,9 @@ impl Element {
 }
 
 /// What experts' outputs and combined rows are. Sums are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Half {
+    #[default]
     /// 8 bits of exponent, 7 of mantissa.
     Bf16,
     /// 5 bits of exponent, 10 of mantissa.
@@ -142,6 +143,8 @@ const MAX_RANKS: u32 = 1024;
 const MAX_HIDDEN: u32 = 1 << 20;
 /// Most bytes of a row, or of a side tensor's part of it.
 const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
+/// Most words of scales of a row.
+const MAX_SCALE_WORDS: u32 = 65536;
 /// Most slots of all rows of a rank: their indices are 32 bits.
 const MAX_SLOTS: u64 = 1 << 31;
 /// Most dispatches in flight: their number has 8 bits in a handle's name.
@@ -250,22 +253,21 @@ impl Config {
     /// Bytes of a dispatched row.
     fn check_rows(&self) -> Result<u32, Error> {
         let row_bytes = self.element.row_bytes(self.hidden);
-        if row_bytes == 0 || row_bytes > MAX_ROW_BYTES || !row_bytes.is_multiple_of(16) {
-            let rule = format!("must be a multiple of 16, at most {MAX_ROW_BYTES}");
-            return Err(match self.element {
-                Element::Opaque { .. } => refuse("row_bytes", row_bytes, rule),
-                element => {
-                    let limit = format!("a row of {element:?} is {row_bytes} bytes, and {rule}");
-                    refuse("hidden", self.hidden, limit)
-                }
-            });
+        if let Element::Opaque { scale_words, .. } = self.element {
+            within("row_bytes", row_bytes, 16, MAX_ROW_BYTES)?;
+            within("scale_words", scale_words, 0, MAX_SCALE_WORDS)?;
+            if !row_bytes.is_multiple_of(16) {
+                return Err(refuse("row_bytes", row_bytes, "must be a multiple of 16"));
+            }
         }
-        if !self.hidden.is_multiple_of(8) {
-            let limit = format!("a combined row is {} bytes, and must be a multiple of 16", 2 * self.hidden);
+        let rule = "bytes, and must be a multiple of 16";
+        if !row_bytes.is_multiple_of(16) {
+            let limit = format!("a row of {:?} is {row_bytes} {rule}", self.element);
             return Err(refuse("hidden", self.hidden, limit));
         }
-        if let Element::Opaque { scale_words, .. } = self.element {
-            within("scale_words", scale_words, 0, MAX_ROW_BYTES / 4)?;
+        if !self.hidden.is_multiple_of(8) {
+            let limit = format!("a row of combined {:?} is {} {rule}", self.combined, 2 * self.hidden);
+            return Err(refuse("hidden", self.hidden, limit));
         }
         Ok(row_bytes)
     }

@@ -52,6 +52,15 @@ fn settings_that_are_not_possible() {
     );
     let fp8 = Config { element: tokenrail::Element::Fp8E4m3, ..Config::new(8, 2, 24, 4) };
     assert_eq!(refusal(fp8, 2), "hidden = 24: a row of Fp8E4m3 is 24 bytes, and must be a multiple of 16");
+    let opaque = |hidden, row_bytes, scale_words| {
+        let element = tokenrail::Element::Opaque { row_bytes, scale_words };
+        refusal(Config { element, ..Config::new(8, 2, hidden, 4) }, 2)
+    };
+    assert_eq!(opaque(64, 0, 0), "row_bytes = 0: must be 16 to 2097152");
+    assert_eq!(opaque(64, 24, 0), "row_bytes = 24: must be a multiple of 16");
+    assert_eq!(opaque(64, 32, u32::MAX), "scale_words = 4294967295: must be 0 to 65536");
+    let combined = "hidden = 12: a row of combined Bf16 is 24 bytes, and must be a multiple of 16";
+    assert_eq!(opaque(12, 32, 1), combined);
     assert_eq!(refusal(Config::new(4, 5, 64, 4), 2), "topk = 5: must be at most experts = 4");
     assert_eq!(refusal(Config::new(64, 33, 64, 4), 2), "topk = 33: must be 1 to 32");
     assert_eq!(refusal(Config::new(0, 1, 64, 4), 2), "experts = 0: must be 1 to 16384");

@@ -42,7 +42,7 @@ const DISPATCH: Source = Source { barriers: 6, barriers_or: 7, flags_set: 2, fla
 /// `barriers`: 1 in the meeting. `barriers_or`: 1 after the wait, 1 in the meeting. Flags: `ready_flags`.
 const COMBINE: Source = Source { barriers: 1, barriers_or: 2, flags_set: 1, flags_awaited: 1, ..NOTHING };
 
-const KERNELS: [Source; 9] = [
+const KERNELS: [Source; 10] = [
     Source { name: "tokenrail_dispatch", bulk: Some([true, true]), ..DISPATCH },
     Source { name: "tokenrail_dispatch_plain", quads: [true, true], ..DISPATCH },
     Source { name: "tokenrail_combine", bulk: Some([true, false]), quads: [false, true], ..COMBINE },
@@ -51,6 +51,7 @@ const KERNELS: [Source; 9] = [
     Source { name: "tokenrail_layout", barriers: 2, ..NOTHING },
     Source { name: "tokenrail_copy", bulk: Some([true, true]), ..NOTHING },
     Source { name: "tokenrail_experts", ..NOTHING },
+    Source { name: "tokenrail_experts_by_expert", ..NOTHING },
     Source { name: "tokenrail_quantize", ..NOTHING },
     // One of its barriers has a number. Its compare-and-swap and its release pass for a report's, its acquire for a
     // wait.
@@ -187,8 +188,10 @@ fn floats_are_rounded_after_every_operation() {
         let has = |prefix| kernel.count(prefix) > 0;
         let is = |names: &[&str]| names.iter().any(|name| kernel.name.starts_with(name));
         let to_bf16 = is(&["tokenrail_experts", "tokenrail_combine", "tokenrail_probe"]);
+        let to_f16 = is(&["tokenrail_experts", "tokenrail_probe"]);
         let to_e4m3 = is(&["tokenrail_quantize", "tokenrail_probe"]);
         assert_eq!(has("cvt.rn.bf16x2.f32"), to_bf16, "{what}");
+        assert_eq!([has("cvt.rn.f16x2.f32"), has("cvt.f32.f16")], [to_f16; 2], "{what}");
         assert_eq!(has("cvt.rn.satfinite.e4m3x2.f32"), to_e4m3 && image.sm >= 90, "{what}");
         // Also `add.rn.f32x2`, two such sums. Without an instruction for e4m3 an addition rounds.
         assert_eq!(has("add.rn.f32"), to_bf16 || to_e4m3 && image.sm < 90, "{what}");

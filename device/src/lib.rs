@@ -37,6 +37,7 @@ pub const KERNELS: &[&str] = {
         <throughput::combine::CombinePlain as Kernel>::NAME,
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
+        <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,
         <workload::probe::Probe as Kernel>::NAME,
         <workload::copy::Copy as Kernel>::NAME,
     ]

@@ -2,5 +2,7 @@
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 pub mod copy;
+pub mod elements;
 pub mod experts;
+pub mod experts_by_expert;
 pub mod probe;

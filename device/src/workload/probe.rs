@@ -1,7 +1,9 @@
 //! Uses the wrappers of [`crate::gpu`] that no other kernel shows the results of, so that both machines, and the CPU's
 //! own arithmetic, can be compared word by word.
 
-use crate::gpu::convert::{bf16x2_to_f32, e4m3_to_f32, f32_to_bf16x2, f32_to_e4m3x2};
+use crate::gpu::convert::{
+    bf16x2_to_f32, e4m3_to_f32, f16x2_to_f32, f32_to_bf16x2, f32_to_e4m3x2, f32_to_f16x2, ue8m0_to_f32,
+};
 use crate::gpu::mem::{self, Address, Quad};
 use crate::gpu::{block, clock, shared, thread, warp};
 use crate::kernel::kernel;
@@ -9,7 +11,7 @@ use crate::kernel::kernel;
 /// Threads of the one block.
 pub const THREADS: u32 = 64;
 /// Words that a thread writes.
-pub const WORDS: u32 = 16;
+pub const WORDS: u32 = 20;
 /// Dynamic shared memory of the block, in bytes.
 pub const SHARED_BYTES: u32 = 4 * THREADS + 16;
 /// Words of scratch memory: a counter for each atomic, a word to exchange, then an aligned quad for each thread.
@@ -92,5 +94,12 @@ unsafe fn probe(args: ProbeArgs) {
         let earlier = clock::now_ns();
         let sum = e4m3_to_f32(codes as u8) + e4m3_to_f32((codes >> 8) as u8);
         put(if clock::now_ns() >= earlier { sum.to_bits() } else { u32::MAX });
+        let pair = f32_to_f16x2(number, -number);
+        let [low, high] = f16x2_to_f32(pair);
+        put(pair);
+        put(low.to_bits());
+        put(high.to_bits());
+        // Codes 0 to 252 in steps of 4, and the last.
+        put(ue8m0_to_f32(if index == THREADS - 1 { 255 } else { 4 * index as u8 }).to_bits());
     }
 }
