@@ -6,7 +6,7 @@ mod skip;
 use half::bf16;
 use std::time::Duration;
 use tokenrail::gpu::EmulatorOptions;
-use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, Stream};
+use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, Routing, Stream};
 
 /// Runs every rank on a thread of its own; gives what each returned, in rank order.
 fn on_ranks<T: Send>(members: Vec<Member>, rank: impl Fn(Member) -> T + Sync) -> Vec<T> {
@@ -28,8 +28,7 @@ fn exchange_once(exchange: &mut Exchange, stream: &Stream, topk_idx: &[i32]) -> 
     let x = gpu.upload(&vec![bf16::ONE; tokens * hidden])?;
     let ids = gpu.upload(topk_idx)?;
     let weights = gpu.upload(&vec![1f32; topk_idx.len()])?;
-    let input =
-        Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &weights, tokens: tokens as u32 };
+    let input = Input::new(&x, &ids, &weights, tokens as u32);
     let received = exchange.dispatch(stream, &input)?;
     let counts = exchange.counts(stream, &received)?;
     gpu.copy(stream, received.x(), received.outputs(), counts.rows as usize * hidden * 2)?;
@@ -167,7 +166,7 @@ fn a_rank_that_leaves_before_combine() {
         let stream = gpu.stream().expect("a stream");
         let upload = |ids: &[i32]| gpu.upload(ids).expect("memory");
         let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), upload(&[0, 3]));
-        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        let input = Input::new(&x, &ids, &ids, 1);
         let received = exchange.dispatch(&stream, &input).expect("queued");
         exchange.finish(&stream).expect("both ranks dispatch");
         if rank == 1 {
@@ -196,7 +195,7 @@ fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
             let ids: Vec<i32> = (0..48).flat_map(|token| [token % 4, (token + 1) % 4]).collect();
             let (x, topk_idx) = (gpu.upload(&[bf16::ONE; 48 * 64])?, gpu.upload(&ids)?);
             let input =
-                Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &topk_idx, tokens: 48 };
+                Input::new(&x, &topk_idx, &topk_idx, 48);
             let received = exchange.dispatch(&stream, &input)?;
             let counts = exchange.counts(&stream, &received)?;
             // Three of four tokens of each rank have an expert on either.
@@ -224,7 +223,7 @@ fn with_one_token(config: Config, test: impl Fn(&mut Exchange, &Stream, &Input) 
         let gpu = exchange.gpu().clone();
         let stream = gpu.stream().expect("a stream");
         let (x, ids) = (gpu.alloc_zeroed(128).expect("memory"), gpu.upload(&[0, 3]).expect("memory"));
-        let input = Input { x: &x, x_scales: None, topk_idx: &ids, topk_weights: &ids, tokens: 1 };
+        let input = Input::new(&x, &ids, &ids, 1);
         test(&mut exchange, &stream, &input);
     });
 }
@@ -234,7 +233,7 @@ fn a_view_whose_buffers_were_reused() {
     with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
         let old = exchange.dispatch(stream, input).expect("queued");
         exchange.dispatch(stream, input).expect("queued");
-        let stale = "received view of dispatch 1: its buffers now belong to dispatch 2";
+        let stale = "received view of dispatch 1: its buffers have been used again, the latest dispatch is 2";
         let combined = exchange.gpu().alloc(128).expect("memory");
         assert_eq!(text(exchange.combine(stream, &old, &combined)), stale);
         assert_eq!(text(exchange.counts(stream, &old)), stale);
@@ -245,13 +244,15 @@ fn a_view_whose_buffers_were_reused() {
 #[test]
 fn arguments_that_are_too_short() {
     with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
+        let Routing::New { topk_idx, .. } = input.routing else { unreachable!("a new one") };
+        let tokens = |tokens| Input::new(input.x, topk_idx, topk_idx, tokens);
         let mut refused = |input: &Input| text(exchange.dispatch(stream, input));
-        assert_eq!(refused(&Input { tokens: 5, ..*input }), "tokens: 5, but the config allows 4");
-        assert_eq!(refused(&Input { tokens: 2, ..*input }), "x: 128 bytes, but 256 bytes are needed");
-        assert_eq!(refused(&Input { x: input.topk_idx, ..*input }), "x: 8 bytes, but 128 bytes are needed");
+        assert_eq!(refused(&tokens(5)), "tokens: 5, but the config allows 4");
+        assert_eq!(refused(&tokens(2)), "topk_weights: 8 bytes, but 16 bytes are needed");
+        assert_eq!(refused(&Input { x: topk_idx, ..*input }), "x: 8 bytes, but 128 bytes are needed");
         let received = exchange.dispatch(stream, input).expect("queued");
-        let out = "out: 8 bytes, but 128 bytes are needed";
-        assert_eq!(text(exchange.combine(stream, &received, input.topk_idx)), out);
+        let out = "combined: 8 bytes, but 128 bytes are needed";
+        assert_eq!(text(exchange.combine(stream, &received, topk_idx)), out);
         exchange.finish(stream).expect("the one dispatch was fine");
     });
 }
@@ -280,12 +281,7 @@ fn more_memory_than_there_is() {
     let members = Group::in_process(2, &Backend::Emulator(options)).expect("the emulator is always there");
     let config = Config { timeout: Duration::from_millis(200), ..Config::new(8, 2, 8192, 64) };
     let errors = on_ranks(members, |member| text(Exchange::new(member, &config)));
-    let bytes = tokenrail::bytes_for(&config, 2).expect("good settings");
-    assert!(
-        errors[0].starts_with(&format!("allocating emulated memory failed: {bytes} bytes:")),
-        "{}",
-        errors[0]
-    );
+    assert!(errors[0].starts_with("allocating emulated memory failed: "), "{}", errors[0]);
 }
 
 #[cfg(not(feature = "cuda"))]

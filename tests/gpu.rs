@@ -144,7 +144,7 @@ fn dispatch(member: Member, ids: Option<&[i32]>) -> String {
     let topk_idx = gpu.upload(ids.unwrap_or_default()).unwrap();
     let result = ids.map_or(Ok(()), |ids| {
         let tokens = ids.len() as u32 / 2;
-        let input = Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &weights, tokens };
+        let input = Input::new(&x, &topk_idx, &weights, tokens);
         exchange.dispatch(&stream, &input).and_then(|_| exchange.finish(&stream))
     });
     // The other rank may share the GPU: nothing is freed before it is done.

@@ -240,8 +240,7 @@ fn exchange(member: Member) {
     let combined = gpu.alloc(2 * HIDDEN * 2).unwrap();
     let ((), graph) = stream
         .capture(|| {
-            let input =
-                Input { x: &x, x_scales: None, topk_idx: &topk_idx, topk_weights: &topk_weights, tokens: 2 };
+            let input = Input::new(&x, &topk_idx, &topk_weights, 2);
             let received = exchange.dispatch(&stream, &input)?;
             gpu.copy(&stream, received.x(), received.outputs(), received.outputs().bytes())?;
             exchange.combine(&stream, &received, &combined)
