@@ -144,9 +144,10 @@ impl Config {
         let (row_bytes, scales) =
             (self.element.row_bytes(self.hidden), self.element.scale_words(self.hidden));
         let combined_bytes = 2 * self.hidden;
-        for (row, bytes) in
-            [(format!("{:?}", self.element), row_bytes), (format!("combined {:?}", self.combined), combined_bytes)]
-        {
+        for (row, bytes) in [
+            (format!("{:?}", self.element), row_bytes),
+            (format!("combined {:?}", self.combined), combined_bytes),
+        ] {
             if !bytes.is_multiple_of(16) {
                 let limit = format!("a row of {row} is {bytes} bytes, and must be a multiple of 16");
                 return Err(refuse("hidden", self.hidden, limit));
@@ -163,8 +164,9 @@ impl Config {
         }
         let widest = u64::from(self.topk.max(scales));
         if most_rows * widest >= MAX_SLOTS {
-            let limit =
-                format!("ranks · tokens · {widest} (slots or scale words of a row) must be below {MAX_SLOTS}");
+            let limit = format!(
+                "ranks · tokens · {widest} (slots or scale words of a row) must be below {MAX_SLOTS}"
+            );
             return Err(refuse("tokens", self.tokens, limit));
         }
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(86400) {

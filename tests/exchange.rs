@@ -44,6 +44,31 @@ fn fp8_with_scales() {
 }
 
 #[test]
+fn f16_rows() {
+    let config = Config { element: Element::F16, ..Config::new(16, 4, 136, 20) };
+    check(&case(config, &[&[20, 11], &[3, 20]], 6), &Backend::emulator(13));
+}
+
+#[test]
+fn fp8_with_packed_scales() {
+    // Five groups: the second word of scales has one.
+    let config = Config { element: Element::Fp8E4m3Ue8m0, ..Config::new(16, 4, 528, 20) };
+    check(&case(config.clone(), &[&[20, 11], &[3, 20]], 6), &Backend::emulator(14));
+    check(&case(Config { bulk_copy: Some(false), ..config }, &[&[20, 11]], 6), &Backend::emulator(15));
+}
+
+#[test]
+fn opaque_rows() {
+    // fp4: half a byte an element, and a byte of scale for 16 of them.
+    let fp4 = Element::Opaque { row_bytes: 96, scale_words: 3 };
+    let config = Config { element: fp4, ..Config::new(16, 4, 192, 20) };
+    check(&case(config, &[&[20, 11], &[3, 20]], 6), &Backend::emulator(16));
+    let without_scales = Element::Opaque { row_bytes: 16, scale_words: 0 };
+    let config = Config { element: without_scales, bulk_copy: Some(false), ..Config::new(16, 4, 1024, 20) };
+    check(&case(config, &[&[20, 11]], 6), &Backend::emulator(17));
+}
+
+#[test]
 fn rows_longer_than_a_buffer() {
     // 40 KB of bf16: three pieces in dispatch, many in combine.
     check(&case(Config::new(4, 2, 20008, 3), &[&[3, 2]], 0), &Backend::emulator(6));
@@ -83,6 +108,14 @@ fn exactly_as_many_rows_as_there_is_room_for() {
     check(&case(config, &[&[4, 2], &[3, 3]], 0), &Backend::emulator(12));
 }
 
+const ELEMENTS: [Element; 5] = [
+    Element::Bf16,
+    Element::F16,
+    Element::Fp8E4m3,
+    Element::Fp8E4m3Ue8m0,
+    Element::Opaque { row_bytes: 48, scale_words: 2 },
+];
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -92,15 +125,14 @@ proptest! {
         experts in 1u32..40,
         slots in 1u32..9,
         eights in 1u32..40,
-        fp8 in any::<bool>(),
+        element in prop::sample::select(&ELEMENTS[..]),
         plain in any::<bool>(),
         sms in 1u32..4,
         mask_one_in in 0u64..6,
         counts in proptest::collection::vec(0usize..24, 15),
         seed in 0u64..1000,
     ) {
-        let element = if fp8 { Element::Fp8E4m3 } else { Element::Bf16 };
-        let hidden = eights * 8 * if fp8 { 2 } else { 1 };
+        let hidden = eights * 8 * if element.row_bytes(8) < 16 { 2 } else { 1 };
         let config = Config {
             element,
             sms: Some(sms),
