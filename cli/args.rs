@@ -96,8 +96,12 @@ pub enum GateName {
 pub enum ElementName {
     /// 2 bytes
     Bf16,
+    /// 2 bytes
+    F16,
     /// e4m3 with one f32 scale per 128 channels
     Fp8,
+    /// e4m3 with one power of two (UE8M0) per 128 channels
+    Fp8Ue8m0,
 }
 
 /// Backends.
@@ -144,7 +148,9 @@ impl RunArgs {
         Config {
             element: match self.element {
                 ElementName::Bf16 => Element::Bf16,
+                ElementName::F16 => Element::F16,
                 ElementName::Fp8 => Element::Fp8E4m3,
+                ElementName::Fp8Ue8m0 => Element::Fp8E4m3Ue8m0,
             },
             receive_rows: self.receive_rows,
             sms: self.sms,

@@ -1,8 +1,8 @@
 //! Comparison of what a rank has with what it must have, bit for bit.
 
-use half::bf16;
+use half::{bf16, f16};
 use std::fmt;
-use tokenrail::Element;
+use tokenrail::{Element, Half};
 
 /// The first place where a tensor is not what it must be.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,14 +69,15 @@ impl Value for f32 {
     }
 }
 
-impl Value for bf16 {
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
-    fn show(self) -> String {
-        format!("{self} ({:#06x})", self.to_bits())
-    }
+macro_rules! halves {
+    ($($ty:ty)*) => {$(
+        impl Value for $ty {
+            fn bits(self) -> u32 { self.to_bits().into() }
+            fn show(self) -> String { format!("{self} ({:#06x})", self.to_bits()) }
+        }
+    )*};
 }
+halves! { bf16 f16 }
 
 /// Compares the tensors of one rank.
 pub struct Comparison {
@@ -120,17 +121,65 @@ impl Comparison {
         found: &[u8],
         expected: &[u8],
     ) {
+        let half = match element {
+            Element::Bf16 => Half::Bf16,
+            Element::F16 => Half::F16,
+            Element::Fp8E4m3 | Element::Fp8E4m3Ue8m0 => return self.tensor(tensor, hidden, found, expected),
+            Element::Opaque { row_bytes, .. } => {
+                return self.tensor(tensor, row_bytes as usize, found, expected);
+            }
+        };
+        let bits = |bytes: &[u8]| -> Vec<u16> {
+            bytes.as_chunks().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect()
+        };
+        // Equal rows, the rule, are not worth converting.
+        if found != expected {
+            self.halves(tensor, half, hidden, &bits(found), &bits(expected));
+        }
+    }
+
+    /// Compares rows of 2-byte elements, which are held as their bits.
+    pub fn halves(
+        &mut self,
+        tensor: &'static str,
+        half: Half,
+        hidden: usize,
+        found: &[u16],
+        expected: &[u16],
+    ) {
+        if found == expected {
+            return;
+        }
+        match half {
+            Half::Bf16 => {
+                self.tensor(tensor, hidden, &of(found, bf16::from_bits), &of(expected, bf16::from_bits))
+            }
+            Half::F16 => {
+                self.tensor(tensor, hidden, &of(found, f16::from_bits), &of(expected, f16::from_bits))
+            }
+        }
+    }
+
+    /// Compares the scales that go with rows of these elements.
+    pub fn scales(
+        &mut self,
+        tensor: &'static str,
+        element: Element,
+        width: usize,
+        found: &[u32],
+        expected: &[u32],
+    ) {
         match element {
-            Element::Fp8E4m3 => self.tensor(tensor, hidden, found, expected),
-            // Equal rows, the rule, are not worth converting.
-            Element::Bf16 if found == expected => (),
-            Element::Bf16 => self.tensor(tensor, hidden, &bf16s(found), &bf16s(expected)),
+            Element::Fp8E4m3 => {
+                self.tensor(tensor, width, &of(found, f32::from_bits), &of(expected, f32::from_bits))
+            }
+            _ => self.tensor(tensor, width, found, expected),
         }
     }
 }
 
-fn bf16s(bytes: &[u8]) -> Vec<bf16> {
-    bytes.as_chunks().0.iter().map(|&pair| bf16::from_le_bytes(pair)).collect()
+fn of<T: Copy, U>(values: &[T], from: impl Fn(T) -> U) -> Vec<U> {
+    values.iter().map(|&value| from(value)).collect()
 }
 
 #[cfg(test)]
@@ -156,6 +205,11 @@ mod tests {
             [
                 "rank 3: x differs at row 0, column 1: -0 (0x8000), expected 0 (0x0000); 1 of 2 elements differ"
             ]
+        );
+        let said = says(|compare| compare.rows("x", Element::F16, 1, &[0, 0x3c], &[0, 0x40]));
+        assert_eq!(
+            said,
+            ["rank 3: x differs at row 0, column 0: 1 (0x3c00), expected 2 (0x4000); 1 of 1 elements differ"]
         );
         let said = says(|compare| compare.tensor("recv_source_rank", 1, &[1u32], &[1, 2]));
         assert_eq!(said, ["rank 3: recv_source_rank has 1 elements, expected 2"]);

@@ -2,15 +2,14 @@
 
 use crate::rank::Outcome;
 use crate::workload::Workload;
-use half::bf16;
 use safetensors::tensor::{Dtype, View};
 use safetensors::{SafeTensorError, SafeTensors};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
-use tokenrail::Element;
 use tokenrail::oracle::EXPERT_FUNCTION;
+use tokenrail::{Element, Half};
 
 /// Names the names and meanings of tensors and metadata, for whoever reads them.
 const FORMAT: &str = "tokenrail-dump-1";
@@ -110,7 +109,10 @@ fn is_dump(bytes: &[u8]) -> bool {
 fn metadata(workload: &Workload, rank: usize) -> HashMap<String, String> {
     let element = match workload.config.element {
         Element::Bf16 => "bf16",
+        Element::F16 => "f16",
         Element::Fp8E4m3 => "fp8_e4m3",
+        Element::Fp8E4m3Ue8m0 => "fp8_e4m3_ue8m0",
+        Element::Opaque { .. } => "opaque",
     };
     let entries = [
         ("format", FORMAT.to_owned()),
@@ -151,12 +153,15 @@ impl View for Tensor<'_> {
 fn tensors<'a>(workload: &'a Workload, rank: usize, outcome: &'a Outcome) -> Vec<(&'static str, Tensor<'a>)> {
     let (batch, received) = (&workload.batches[rank], &outcome.received);
     let (tokens, rows, hidden, topk) = (batch.tokens, received.tokens(), batch.hidden, batch.topk);
-    let element = match batch.element {
-        Element::Bf16 => Dtype::BF16,
-        Element::Fp8E4m3 => Dtype::F8_E4M3,
+    let (element, width) = match batch.element {
+        Element::Bf16 => (Dtype::BF16, hidden),
+        Element::F16 => (Dtype::F16, hidden),
+        Element::Fp8E4m3 | Element::Fp8E4m3Ue8m0 => (Dtype::F8_E4M3, hidden),
+        Element::Opaque { .. } => (Dtype::U8, batch.row_bytes()),
     };
     let raw =
-        |bytes: &'a [u8], rows| Tensor { dtype: element, shape: vec![rows, hidden], bytes: bytes.into() };
+        |bytes: &'a [u8], rows| Tensor { dtype: element, shape: vec![rows, width], bytes: bytes.into() };
+    let half = workload.config.combined;
     let mut tensors = vec![
         ("x", raw(&outcome.x.rows, tokens)),
         ("topk_idx", i32s(&batch.topk_idx, vec![tokens, topk])),
@@ -168,15 +173,22 @@ fn tensors<'a>(workload: &'a Workload, rank: usize, outcome: &'a Outcome) -> Vec
         ("recv_source_token", i32s(&received.source_token, vec![rows])),
         ("recv_tokens_per_source", counts(&received.tokens_per_source)),
         ("recv_tokens_per_expert", counts(&received.tokens_per_expert)),
-        ("expert_out", bf16s(&outcome.outputs, vec![rows, hidden])),
-        ("combined", bf16s(&outcome.combined, vec![tokens, hidden])),
+        ("expert_out", halves(half, &outcome.outputs, vec![rows, hidden])),
+        ("combined", halves(half, &outcome.combined, vec![tokens, hidden])),
     ];
-    let scales = batch.row_scales();
-    if scales > 0 {
-        tensors.push(("x_scales", f32s(&outcome.x.scales, vec![tokens, scales])));
-        tensors.push(("recv_scales", f32s(&received.scales, vec![rows, scales])));
+    let words = batch.scale_words();
+    if words > 0 {
+        let scales = |scales, rows| scales_of(batch.element, scales, vec![rows, words]);
+        tensors.push(("x_scales", scales(&outcome.x.scales, tokens)));
+        tensors.push(("recv_scales", scales(&received.scales, rows)));
     }
     tensors
+}
+
+/// f32 scales as such, others as the words that they are packed in.
+fn scales_of(element: Element, words: &[u32], shape: Vec<usize>) -> Tensor<'static> {
+    let dtype = if element == Element::Fp8E4m3 { Dtype::F32 } else { Dtype::U32 };
+    Tensor { dtype, shape, bytes: words.iter().flat_map(|word| word.to_le_bytes()).collect() }
 }
 
 fn i32s(values: &[i32], shape: Vec<usize>) -> Tensor<'static> {
@@ -193,6 +205,10 @@ fn f32s(values: &[f32], shape: Vec<usize>) -> Tensor<'static> {
     Tensor { dtype: Dtype::F32, shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
 }
 
-fn bf16s(values: &[bf16], shape: Vec<usize>) -> Tensor<'static> {
-    Tensor { dtype: Dtype::BF16, shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+fn halves(half: Half, values: &[u16], shape: Vec<usize>) -> Tensor<'static> {
+    let dtype = match half {
+        Half::Bf16 => Dtype::BF16,
+        Half::F16 => Dtype::F16,
+    };
+    Tensor { dtype, shape, bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
 }

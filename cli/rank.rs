@@ -5,14 +5,13 @@ use crate::measure::{self, PeerCopy, Repetitions, Times};
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::workload::Workload;
-use half::bf16;
 use std::time::Duration;
 use tokenrail::device::gpu::mem::Address;
 use tokenrail::device::gpu::thread::WARP;
 use tokenrail::device::quantize::{Quantize, QuantizeArgs};
 use tokenrail::gpu::{Grid, View};
 use tokenrail::oracle::{self, TokenBatch};
-use tokenrail::{Buffer, Error, Exchange, Gpu, Input, Member, Received, Stream, workload};
+use tokenrail::{Buffer, Element, Error, Exchange, Gpu, Input, Member, Received, Stream, workload};
 
 /// What memory is filled with before it is written, so that what was not written shows.
 const POISON: u8 = 0xa5;
@@ -38,22 +37,22 @@ pub struct Outcome {
     pub x: Quantized,
     /// What dispatch brought.
     pub received: oracle::Received,
-    /// What the experts made of it.
-    pub outputs: Vec<bf16>,
-    /// What combine brought back.
-    pub combined: Vec<bf16>,
+    /// What the experts made of it, as bits.
+    pub outputs: Vec<u16>,
+    /// What combine brought back, as bits.
+    pub combined: Vec<u16>,
     /// Where any of it is not what it must be.
     pub differences: Vec<Difference>,
     /// How long it took, if that was asked for and every rank came so far.
     pub times: Option<Times>,
 }
 
-/// Rows as they are dispatched, on the host: e4m3 with scales, or bf16 without.
+/// Rows as they are dispatched, on the host.
 pub struct Quantized {
     /// `[tokens, hidden]`.
     pub rows: Vec<u8>,
-    /// `[tokens, ceil(hidden / 128)]`.
-    pub scales: Vec<f32>,
+    /// Words: `[tokens, scale_words]`.
+    pub scales: Vec<u32>,
 }
 
 /// The tokens of a rank on its GPU, and where their sums go.
@@ -161,7 +160,13 @@ impl<'a> Rank<'a> {
     /// Uploads the tokens, quantises them if they are to be, and counts where they go.
     fn prepare(&mut self) -> Result<(Tokens, Quantized), Error> {
         let (batch, gpu) = (self.batch(), self.gpu());
-        let x = gpu.upload(&self.job.workload.x[self.number()])?;
+        let quantized = matches!(batch.element, Element::Fp8E4m3 | Element::Fp8E4m3Ue8m0);
+        // What is to be quantised on the device comes as bf16.
+        let x = if quantized {
+            gpu.upload(&self.job.workload.x[self.number()])
+        } else {
+            gpu.upload(&batch.rows)
+        }?;
         let combined = gpu.alloc(2 * batch.tokens * batch.hidden)?;
         let mut tokens = Tokens {
             x,
@@ -171,7 +176,7 @@ impl<'a> Rank<'a> {
             combined,
             count: batch.tokens as u32,
         };
-        if batch.row_scales() > 0 {
+        if quantized {
             let (rows, scales) = self.quantize(&tokens.x)?;
             (tokens.x, tokens.x_scales) = (rows, Some(scales));
         }
@@ -194,7 +199,7 @@ impl<'a> Rank<'a> {
 
         let compare = &mut self.comparison;
         compare.rows("x", batch.element, batch.hidden, &x.rows, &batch.rows);
-        compare.tensor("x_scales", batch.row_scales(), &x.scales, &batch.scales);
+        compare.scales("x_scales", batch.element, batch.scale_words(), &x.scales, &batch.scales);
         compare.tensor("tokens_per_rank", 1, &tokens_per_rank, &expected.tokens_per_rank);
         compare.tensor("tokens_per_expert", 1, &tokens_per_expert, &expected.tokens_per_expert);
         let expected_in_rank: Vec<u8> =
@@ -216,6 +221,7 @@ impl<'a> Rank<'a> {
             scales: Address(scales.view().address()),
             rows: batch.tokens as u32,
             hidden: batch.hidden as u32,
+            ue8m0: (batch.element == Element::Fp8E4m3Ue8m0).into(),
         };
         // SAFETY: the buffers are of the sizes described, and outlive the wait below; a row of e4m3 that the config
         // allows has a multiple of 16 elements.
@@ -250,7 +256,7 @@ impl<'a> Rank<'a> {
     }
 
     /// Dispatch, experts, combine; then what each has left, compared.
-    fn exchange(&mut self, tokens: &Tokens) -> Result<(oracle::Received, Vec<bf16>, Vec<bf16>), Error> {
+    fn exchange(&mut self, tokens: &Tokens) -> Result<(oracle::Received, Vec<u16>, Vec<u16>), Error> {
         let received = self.exchange.dispatch(&self.stream, &tokens.input())?;
         // For its errors: experts would work on what an earlier dispatch has left.
         let counts = self.exchange.counts(&self.stream, &received)?;
@@ -262,24 +268,25 @@ impl<'a> Rank<'a> {
 
         // Downloaded at the end only: peers' kernels, which have deadlines, would wait.
         let batch = self.batch();
-        let outputs: Vec<bf16> = self.download(received.outputs(), counts.rows as usize * batch.hidden)?;
-        let combined: Vec<bf16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
+        let outputs: Vec<u16> = self.download(received.outputs(), counts.rows as usize * batch.hidden)?;
+        let combined: Vec<u16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
         let received = self.received(&received, counts)?;
 
         let reference = self.job.reference;
         let expected = &reference.received[self.number()];
-        let (hidden, topk, scales) = (batch.hidden, batch.topk, batch.row_scales());
+        let (hidden, topk, scales) = (batch.hidden, batch.topk, batch.scale_words());
+        let half = self.job.workload.config.combined;
         let (rank, compare) = (self.exchange.rank() as usize, &mut self.comparison);
         compare.tensor("recv_tokens_per_source", 1, &received.tokens_per_source, &expected.tokens_per_source);
         compare.tensor("recv_tokens_per_expert", 1, &received.tokens_per_expert, &expected.tokens_per_expert);
         compare.tensor("recv_source_rank", 1, &received.source_rank, &expected.source_rank);
         compare.tensor("recv_source_token", 1, &received.source_token, &expected.source_token);
         compare.rows("recv_x", received.element, hidden, &received.rows, &expected.rows);
-        compare.tensor("recv_scales", scales, &received.scales, &expected.scales);
+        compare.scales("recv_scales", received.element, scales, &received.scales, &expected.scales);
         compare.tensor("recv_topk_idx", topk, &received.topk_idx, &expected.topk_idx);
         compare.tensor("recv_topk_weights", topk, &received.topk_weights, &expected.topk_weights);
-        compare.tensor("expert_out", hidden, &outputs, &reference.outputs[rank]);
-        compare.tensor("combined", hidden, &combined, &reference.combined[rank]);
+        compare.halves("expert_out", half, hidden, &outputs, &reference.outputs[rank]);
+        compare.halves("combined", half, hidden, &combined, &reference.combined[rank]);
         Ok((received, outputs, combined))
     }
 
@@ -296,7 +303,8 @@ impl<'a> Rank<'a> {
             hidden: batch.hidden,
             element: batch.element,
             rows: self.download(received.x(), rows * batch.row_bytes())?,
-            scales: self.download(received.x_scales(), rows * batch.row_scales())?,
+            scales: self.download(received.x_scales(), rows * batch.scale_words())?,
+            sides: Vec::new(),
             topk: batch.topk,
             topk_idx: self.download(received.topk_idx(), rows * batch.topk)?,
             topk_weights: self.download(received.topk_weights(), rows * batch.topk)?,
@@ -304,6 +312,7 @@ impl<'a> Rank<'a> {
             source_token: sources.iter().skip(1).step_by(2).copied().collect(),
             tokens_per_source: counts.tokens_per_source,
             tokens_per_expert: counts.tokens_per_expert,
+            dropped: 0,
         })
     }
 
@@ -321,9 +330,10 @@ impl<'a> Rank<'a> {
         });
         let mut times = self.together(measured)?;
         let batch = self.batch();
-        let combined: Vec<bf16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
+        let combined: Vec<u16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
         let (hidden, expected) = (batch.hidden, &self.job.reference.combined[self.number()]);
-        self.comparison.tensor("combined, when timed,", hidden, &combined, expected);
+        let half = self.job.workload.config.combined;
+        self.comparison.halves("combined, when timed,", half, hidden, &combined, expected);
 
         let pieces = self.job.repetitions.copy_pieces;
         if pieces > 0 {

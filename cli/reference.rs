@@ -1,7 +1,6 @@
 //! What every rank must come to, by the CPU reference.
 
 use crate::workload::{Workload, per_rank};
-use half::bf16;
 use std::convert::Infallible;
 use tokenrail::oracle::{self, Layout, Received};
 
@@ -11,21 +10,23 @@ pub struct Reference {
     pub layouts: Vec<Layout>,
     /// What dispatch brings.
     pub received: Vec<Received>,
-    /// What the experts make of it, `[received, hidden]`.
-    pub outputs: Vec<Vec<bf16>>,
-    /// What combine brings back, `[tokens, hidden]`.
-    pub combined: Vec<Vec<bf16>>,
+    /// What the experts make of it, as bits: `[received, hidden]`.
+    pub outputs: Vec<Vec<u16>>,
+    /// What combine brings back, as bits: `[tokens, hidden]`.
+    pub combined: Vec<Vec<u16>>,
 }
 
 impl Reference {
     /// Computes all of it.
     pub fn new(workload: &Workload) -> Self {
         let (batches, placement) = (&workload.batches, &workload.placement);
-        let layouts = batches.iter().map(|batch| oracle::layout(batch, placement)).collect();
-        let received = oracle::dispatch(batches, placement);
-        let Ok(outputs) =
-            per_rank(workload.ranks, |rank| Ok::<_, Infallible>(oracle::experts(&received[rank], placement)));
-        let combined = oracle::combine(&outputs, batches, placement);
+        let (ranks, half) = (placement.ranks(), workload.config.combined);
+        let layouts = batches.iter().map(|batch| oracle::layout(batch, placement, ranks)).collect();
+        let received = oracle::dispatch(batches, placement, None);
+        let Ok(outputs) = per_rank(workload.ranks, |rank| {
+            Ok::<_, Infallible>(oracle::experts(&received[rank], placement, half))
+        });
+        let combined = oracle::combine(&outputs, batches, placement, half, &[], None);
         Self { layouts, received, outputs, combined }
     }
 }

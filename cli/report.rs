@@ -56,9 +56,12 @@ pub fn configuration(workload: &Workload, machine: &Machine) -> String {
     };
     let element = match config.element {
         Element::Bf16 => "bf16",
+        Element::F16 => "f16",
         Element::Fp8E4m3 => "fp8 e4m3",
+        Element::Fp8E4m3Ue8m0 => "fp8 e4m3 with ue8m0",
+        Element::Opaque { .. } => "opaque",
     };
-    let row_bytes = config.hidden * config.element.bytes();
+    let row_bytes = config.element.row_bytes(config.hidden);
     let copies = if config.bulk_copy.unwrap_or(device.bulk_copy) { "bulk copies" } else { "plain copies" };
     let rows = config.receive_rows.unwrap_or(workload.ranks * config.tokens);
     let arena = bytes_for(config, workload.ranks).unwrap_or(0);
@@ -105,8 +108,8 @@ pub fn traffic(workload: &Workload, reference: &Reference) -> String {
 
 /// Bytes of one dispatched row: elements and scales. Expert ids, weights and source are not counted.
 fn dispatched_row_bytes(workload: &Workload) -> u64 {
-    let config = &workload.config;
-    u64::from(config.hidden * config.element.bytes() + 4 * config.element.scales(config.hidden))
+    let (element, hidden) = (workload.config.element, workload.config.hidden);
+    u64::from(element.row_bytes(hidden)) + 4 * u64::from(element.scale_words(hidden))
 }
 
 fn combined_row_bytes(workload: &Workload) -> u64 {

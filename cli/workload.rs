@@ -5,8 +5,8 @@ use crate::input;
 use half::bf16;
 use std::error::Error;
 use std::thread;
+use tokenrail::Config;
 use tokenrail::oracle::{OracleError, Placement, Router, Routing, TokenBatch, hidden_states, mask_some};
-use tokenrail::{Config, Element};
 
 /// Most elements of all ranks' tokens: 8 GiB of bf16, of which the reference needs some ten times as much.
 const MAX_ELEMENTS: u64 = 1 << 32;
@@ -89,11 +89,7 @@ impl Workload {
         let batches = per_rank(args.ranks, |rank| {
             let (x, mut routing) = routed[rank].clone();
             mask_some(&mut routing.topk_idx, args.seed.wrapping_add(rank as u64), args.mask_one_in);
-            let batch = match config.element {
-                Element::Bf16 => TokenBatch::bf16(&x, hidden, routing),
-                Element::Fp8E4m3 => TokenBatch::fp8(&x, hidden, routing),
-            };
-            batch?.check(&placement)
+            TokenBatch::of(config.element, &x, hidden, routing)?.check(&placement)
         })?;
         let x = routed.into_iter().map(|(x, _)| x).collect();
         Ok(Self { ranks: args.ranks, config, placement, gate, x, batches, notes })

@@ -5,7 +5,7 @@
 
 use std::thread;
 use tokenrail::oracle::{self, Gate, Placement, Router, TokenBatch};
-use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, workload};
+use tokenrail::{Backend, Config, Error, Exchange, Group, Half, Input, Member, workload};
 
 const RANKS: usize = 4;
 const TOKENS: usize = 32;
@@ -34,9 +34,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
 
     // The same on the CPU, bit for bit.
-    let received = oracle::dispatch(&batches, &placement);
-    let outputs: Vec<_> = received.iter().map(|received| oracle::experts(received, &placement)).collect();
-    if combined != oracle::combine(&outputs, &batches, &placement) {
+    let received = oracle::dispatch(&batches, &placement, None);
+    let outputs: Vec<_> =
+        received.iter().map(|received| oracle::experts(received, &placement, Half::Bf16)).collect();
+    if combined != oracle::combine(&outputs, &batches, &placement, Half::Bf16, &[], None) {
         return Err("the layer's output differs from the CPU reference".into());
     }
     for rank in received {
@@ -50,8 +51,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// What a rank does in its layer.
-fn layer(member: Member, batch: &TokenBatch) -> Result<Vec<half::bf16>, Error> {
+/// What a rank does in its layer: its combined rows, bf16 as bits.
+fn layer(member: Member, batch: &TokenBatch) -> Result<Vec<u16>, Error> {
     let config = Config::new(GATE.experts() as u32, GATE.topk() as u32, HIDDEN as u32, TOKENS as u32);
     let mut exchange = Exchange::new(member, &config)?;
     let gpu = exchange.gpu().clone();

@@ -1,14 +1,13 @@
 //! A known function in place of the experts' networks, simple enough to be recomputed anywhere.
 
-use super::quantize::{SCALE_GROUP, dequantize};
-use super::{Placement, Received, f32_to_bf16};
-use crate::Element;
-use half::bf16;
+use super::row::values;
+use super::{ExpertMajor, Placement, Received};
+use crate::Half;
 
 /// The function in words.
 pub const EXPERT_FUNCTION: &str = "expert e maps x to x * a + b with a = 1 + (e mod 7) / 8 and b = ((e mod 5) - 2) / 16; \
     a row's output is the sum over its slots, in slot order, of weight * expert(x), every operation rounded to f32, \
-    and the sum, which starts at 0, rounded to bf16";
+    and the sum, which starts at 0, rounded to the outputs' type";
 
 /// Factor and addend of expert `e`, counted over all ranks: 1 + (e mod 7) / 8 and ((e mod 5) − 2) / 16, both exact.
 pub fn expert_coefficients(expert: usize) -> (f32, f32) {
@@ -18,8 +17,11 @@ pub fn expert_coefficients(expert: usize) -> (f32, f32) {
 /// What a rank's experts make of the rows it received: `[received, hidden]`.
 ///
 /// For every element the sum of weight · expert(x) over the rank's slots in slot order, starting at 0, each operation
-/// rounded to f32, and the sum rounded to bf16.
-pub fn experts(received: &Received, placement: &Placement) -> Vec<bf16> {
+/// rounded to f32, and the sum rounded to `half`.
+///
+/// # Panics
+/// If rows are opaque.
+pub fn experts(received: &Received, placement: &Placement, half: Half) -> Vec<u16> {
     let first = placement.experts_of(received.rank).start;
     let mut outputs = Vec::with_capacity(received.tokens() * received.hidden);
     for row in 0..received.tokens() {
@@ -33,35 +35,49 @@ pub fn experts(received: &Received, placement: &Placement) -> Vec<bf16> {
                 (weight, factor, addend)
             })
             .collect();
-        outputs.extend(values(received, row).into_iter().map(|x| {
+        let x = values(received.element, received.row(row), received.scales_of(row));
+        outputs.extend(x.into_iter().map(|x| {
             let mut sum = 0.0;
             for &(weight, factor, addend) in &chosen {
                 sum += weight * (x * factor + addend);
             }
-            f32_to_bf16(sum)
+            half.round(sum)
         }));
     }
     outputs
 }
 
-/// The elements of one row as f32.
-fn values(received: &Received, row: usize) -> Vec<f32> {
-    let bytes = received.row(row);
-    match received.element {
-        Element::Bf16 => {
-            bytes.chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
-        }
-        Element::Fp8E4m3 => {
-            let groups = bytes.chunks(SCALE_GROUP).zip(received.row_scale_values(row));
-            groups.flat_map(|(codes, &scale)| dequantize(codes, scale)).collect()
+/// What a rank's experts make of rows that lie by expert, without weights: `[rows, hidden]`. Every operation is rounded
+/// to f32, and the result to `half`. Padding rows give 0.
+///
+/// # Panics
+/// If rows are opaque.
+pub fn experts_by_expert(rows: &ExpertMajor, rank: usize, placement: &Placement, half: Half) -> Vec<u16> {
+    let first = placement.experts_of(rank).start;
+    let mut outputs = Vec::with_capacity(rows.len() * rows.hidden);
+    for row in 0..rows.len() {
+        match usize::try_from(rows.expert_of_row[row]) {
+            Err(_) => outputs.extend(vec![0; rows.hidden]),
+            Ok(local) => {
+                let (factor, addend) = expert_coefficients(first + local);
+                let x = values(rows.element, rows.row(row), rows.scales_of(row));
+                outputs.extend(x.into_iter().map(|x| half.round(x * factor + addend)));
+            }
         }
     }
+    outputs
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::{OracleError, Routing, TokenBatch, dispatch, e4m3_to_f32, f32_to_e4m3};
+    use crate::Element;
+    use crate::oracle::{OracleError, Routing, TokenBatch, dispatch, e4m3_to_f32, expert_major, f32_to_e4m3};
+    use half::bf16;
+
+    fn bits(value: f32) -> u16 {
+        Half::Bf16.round(value)
+    }
 
     #[test]
     fn by_hand() -> Result<(), OracleError> {
@@ -76,11 +92,16 @@ mod tests {
             TokenBatch::bf16(&[bf16::from_f32(2.0); 8], 8, routing(&[3, 0, 2], &[0.5, 100.0, 2.0]))?,
             TokenBatch::bf16(&[], 8, routing(&[], &[]))?,
         ];
-        let received = dispatch(&batches, &placement);
+        let received = dispatch(&batches, &placement, None);
         // 0.5 · (2 · 1.375 + 0.0625) + 2 · (2 · 1.25) = 6.40625
-        assert_eq!(experts(&received[1], &placement), [bf16::from_f32(6.40625); 8]);
+        assert_eq!(experts(&received[1], &placement, Half::Bf16), [bits(6.40625); 8]);
         // 100 · (2 · 1 − 0.125)
-        assert_eq!(experts(&received[0], &placement), [bf16::from_f32(187.5); 8]);
+        assert_eq!(experts(&received[0], &placement, Half::Bf16), [bits(187.5); 8]);
+        assert_eq!(experts(&received[0], &placement, Half::F16), [Half::F16.round(187.5); 8]);
+        // Each expert by itself: 2 · 1.25 and 2 · 1.375 + 0.0625, with a row of padding after the first.
+        let rows = expert_major(&received[1], 2, 2, None);
+        let outputs = experts_by_expert(&rows, 1, &placement, Half::Bf16);
+        assert_eq!(outputs, [2.5, 0.0, 2.8125, 0.0].map(|value| [bits(value); 8]).concat());
         Ok(())
     }
 
@@ -90,16 +111,16 @@ mod tests {
         let placement = Placement::new(1, 5)?;
         let x: Vec<bf16> = (0..16).map(|at| bf16::from_f32(1.0 + at as f32 / 128.0)).collect();
         let routing = Routing { topk: 2, topk_idx: vec![1, 1], topk_weights: vec![1.0 / 3.0, -1.0 / 3.0] };
-        let received = dispatch(&[TokenBatch::bf16(&x, 16, routing)?], &placement);
-        assert_eq!(experts(&received[0], &placement), [bf16::ZERO; 16]);
+        let received = dispatch(&[TokenBatch::bf16(&x, 16, routing)?], &placement, None);
+        assert_eq!(experts(&received[0], &placement, Half::Bf16), [0; 16]);
 
         // Expert 4: −1/12 · 1.5 + 0.125, where 1/12 is inexact.
         let mut batch =
             TokenBatch::fp8(&x, 16, Routing { topk: 1, topk_idx: vec![4], topk_weights: vec![1.0] })?;
         batch.rows.fill(f32_to_e4m3(-1.0));
-        batch.scales.fill(1.0 / 12.0);
-        let received = dispatch(&[batch], &placement);
-        assert_eq!(experts(&received[0], &placement), [bf16::ZERO; 16]);
+        batch.scales.fill((1.0f32 / 12.0).to_bits());
+        let received = dispatch(&[batch], &placement, None);
+        assert_eq!(experts(&received[0], &placement, Half::Bf16), [0; 16]);
         Ok(())
     }
 
@@ -109,13 +130,26 @@ mod tests {
         let x: Vec<bf16> = (0..144).map(|at| bf16::from_f32(if at < 128 { 0.875 } else { 1000.0 })).collect();
         let routing = Routing { topk: 1, topk_idx: vec![2], topk_weights: vec![1.0] };
         let placement = Placement::new(1, 3)?;
-        let received = dispatch(&[TokenBatch::fp8(&x, 144, routing)?], &placement);
-        assert_eq!(received[0].scales, [0.875 / 448.0, 1000.0 / 448.0]);
+        let received = dispatch(&[TokenBatch::fp8(&x, 144, routing)?], &placement, None);
+        assert_eq!(received[0].scales, [0.875f32 / 448.0, 1000.0 / 448.0].map(f32::to_bits));
         assert!(received[0].rows.iter().all(|&code| e4m3_to_f32(code) == 448.0));
-        let outputs = experts(&received[0], &placement);
-        let expected = |scale: f32| bf16::from_f32(448.0 * scale * 1.25);
+        let outputs = experts(&received[0], &placement, Half::Bf16);
+        let expected = |scale: f32| bits(448.0 * scale * 1.25);
         assert_eq!(outputs[..128], [expected(0.875 / 448.0); 128]);
         assert_eq!(outputs[128..], [expected(1000.0 / 448.0); 16]);
+        Ok(())
+    }
+
+    #[test]
+    fn every_element_is_read() -> Result<(), OracleError> {
+        // 3 is exact in all of them, also times a power of two that takes it near 448.
+        let x = [bf16::from_f32(3.0); 640];
+        let placement = Placement::new(1, 3)?;
+        for element in [Element::Bf16, Element::F16, Element::Fp8E4m3Ue8m0] {
+            let routing = Routing { topk: 1, topk_idx: vec![2], topk_weights: vec![1.0] };
+            let received = dispatch(&[TokenBatch::of(element, &x, 640, routing)?], &placement, None);
+            assert_eq!(experts(&received[0], &placement, Half::F16), [Half::F16.round(3.75); 640]);
+        }
         Ok(())
     }
 }

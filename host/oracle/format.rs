@@ -1,6 +1,7 @@
 //! Number formats, written from their definitions.
 
-use half::bf16;
+use crate::Half;
+use half::{bf16, f16};
 
 /// The largest finite e4m3 value.
 pub const E4M3_MAX: f32 = 448.0;
@@ -8,6 +9,35 @@ pub const E4M3_MAX: f32 = 448.0;
 /// f32 to bf16, to nearest even. NaN becomes 0x7fff.
 pub fn f32_to_bf16(value: f32) -> bf16 {
     if value.is_nan() { bf16::from_bits(0x7fff) } else { bf16::from_f32(value) }
+}
+
+impl Half {
+    /// The value of these bits, exact.
+    pub fn to_f32(self, bits: u16) -> f32 {
+        match self {
+            Self::Bf16 => bf16::from_bits(bits).to_f32(),
+            Self::F16 => f16::from_bits(bits).to_f32(),
+        }
+    }
+
+    /// The bits of `value`, to nearest even. NaN becomes 0x7fff.
+    pub fn round(self, value: f32) -> u16 {
+        match self {
+            _ if value.is_nan() => 0x7fff,
+            Self::Bf16 => bf16::from_f32(value).to_bits(),
+            Self::F16 => f16::from_f32(value).to_bits(),
+        }
+    }
+}
+
+/// The value of a UE8M0 code, exact: 2^(code − 127), and NaN for 255.
+pub fn ue8m0_to_f32(code: u8) -> f32 {
+    match code {
+        255 => f32::NAN,
+        // Exact: both factors are powers of two.
+        0 => power_of_two(-126) / 2.0,
+        code => power_of_two(i32::from(code) - 127),
+    }
 }
 
 /// The value of an FP8 e4m3 code, exact.
@@ -127,6 +157,40 @@ mod tests {
         let rounded: Vec<f32> = values.into_iter().map(|value| e4m3_to_f32(f32_to_e4m3(value))).collect();
         assert!(rounded.is_sorted());
         assert!(rounded[0] < -20.0 && rounded[19_999] > 20.0);
+    }
+
+    #[test]
+    fn f16_to_nearest_even() {
+        for (value, bits) in [
+            (1.0, 0x3c00),
+            (-0.0, 0x8000),
+            (2049.0, 0x6800),
+            (2051.0, 0x6802),
+            (65504.0, 0x7bff),
+            (65519.9, 0x7bff),
+            (65520.0, 0x7c00),
+            (0.000061035156, 0x0400), // the smallest normal, 2^-14
+            (5.9604645e-8, 0x0001),   // the smallest subnormal, 2^-24
+            (2.9802322e-8, 0x0000),   // half of it
+            (f32::NAN, 0x7fff),
+            (-f32::NAN, 0x7fff),
+        ] {
+            assert_eq!(Half::F16.round(value), bits, "{value:e}");
+        }
+        for bits in 0..=u16::MAX {
+            for half in [Half::Bf16, Half::F16] {
+                let value = half.to_f32(bits);
+                assert_eq!(half.round(value), if value.is_nan() { 0x7fff } else { bits });
+            }
+        }
+    }
+
+    #[test]
+    fn ue8m0_values() {
+        for (code, value) in [(127, 1.0), (128, 2.0), (126, 0.5), (0, 5.877472e-39), (254, 1.7014118e38)] {
+            assert_eq!(ue8m0_to_f32(code), value);
+        }
+        assert!(ue8m0_to_f32(255).is_nan());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! (e4m3), as GPUs do.
 //!
 //! ```
+//! use tokenrail::Half;
 //! use tokenrail::oracle::{self, Gate, Placement, Router, TokenBatch};
 //!
 //! let gate = Gate::Softmax { experts: 8, topk: 2 };
@@ -17,12 +18,15 @@
 //!     })
 //!     .collect::<Result<_, oracle::OracleError>>()?;
 //!
-//! let received = oracle::dispatch(&batches, &placement);
-//! let outputs: Vec<_> = received.iter().map(|received| oracle::experts(received, &placement)).collect();
-//! let combined = oracle::combine(&outputs, &batches, &placement);
+//! let received = oracle::dispatch(&batches, &placement, None);
+//! let outputs: Vec<_> =
+//!     received.iter().map(|received| oracle::experts(received, &placement, Half::Bf16)).collect();
+//! let combined = oracle::combine(&outputs, &batches, &placement, Half::Bf16, &[], None);
 //! assert_eq!(combined[1].len(), 5 * 64);
 //! # Ok::<(), oracle::OracleError>(())
 //! ```
+//!
+//! bf16 and f16 results are held as their bits, which [`Half`](crate::Half) reads and rounds.
 //!
 //! Shapes are written `[outer, inner]` and stored row by row. Functions that take a [`TokenBatch`] may panic if it
 //! has not passed [`TokenBatch::check`] for their placement.
@@ -30,6 +34,7 @@
 mod combine;
 mod dispatch;
 mod error;
+mod expert_major;
 mod experts;
 mod format;
 mod gate;
@@ -37,19 +42,21 @@ mod placement;
 mod quantize;
 mod random;
 mod router;
+mod row;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod workload;
 
-pub use combine::combine;
+pub use combine::{combine, combine_weights};
 pub use dispatch::{Layout, dispatch, layout};
 pub use error::{GateError, OracleError};
-pub use experts::{EXPERT_FUNCTION, expert_coefficients, experts};
-pub use format::{E4M3_MAX, e4m3_to_f32, f32_to_bf16, f32_to_e4m3};
+pub use expert_major::{ExpertMajor, expert_major, reduce};
+pub use experts::{EXPERT_FUNCTION, expert_coefficients, experts, experts_by_expert};
+pub use format::{E4M3_MAX, e4m3_to_f32, f32_to_bf16, f32_to_e4m3, ue8m0_to_f32};
 pub use gate::Gate;
 pub use placement::Placement;
-pub use quantize::{AMAX_FLOOR, Quantized, SCALE_GROUP, dequantize, quantize};
+pub use quantize::{AMAX_FLOOR, Quantized, SCALE_GROUP, dequantize, quantize, quantize_ue8m0};
 pub use router::Router;
-pub use tensor::{Received, Routing, TokenBatch};
+pub use tensor::{Received, Routing, Side, TokenBatch};
 pub use workload::{hidden_states, mask_some};

@@ -1,8 +1,9 @@
 //! Tokens as they are before and after dispatch.
 
-use super::quantize::{SCALE_GROUP, quantize};
+use super::quantize::{Quantized, quantize, quantize_ue8m0};
+use super::row::{row_bytes, scale_words};
 use super::{OracleError, Placement};
-use crate::Element;
+use crate::{Element, Half};
 use half::bf16;
 
 /// The experts that a gate chose for some tokens.
@@ -16,6 +17,22 @@ pub struct Routing {
     pub topk_weights: Vec<f32>,
 }
 
+/// Bytes that travel with every token beside its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Bytes of a token.
+    pub bytes: usize,
+    /// `[tokens, bytes]`, or `[received, bytes]`.
+    pub data: Vec<u8>,
+}
+
+impl Side {
+    /// One token's bytes.
+    pub fn of(&self, token: usize) -> &[u8] {
+        nth(&self.data, token, self.bytes)
+    }
+}
+
 /// The tokens of one rank before dispatch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenBatch {
@@ -27,8 +44,11 @@ pub struct TokenBatch {
     pub element: Element,
     /// The elements, little-endian: `[tokens, hidden]`.
     pub rows: Vec<u8>,
-    /// For [`Element::Fp8E4m3`], what a group of 128 channels is multiplied by: `[tokens, ceil(hidden / 128)]`.
-    pub scales: Vec<f32>,
+    /// What groups of elements are multiplied by, as [`Element`] says: bits of f32, or packed UE8M0:
+    /// `[tokens, scale_words]`.
+    pub scales: Vec<u32>,
+    /// What else travels with a token.
+    pub sides: Vec<Side>,
     /// Slots of a token.
     pub topk: usize,
     /// Expert of each slot, −1 for none: `[tokens, topk]`.
@@ -48,8 +68,10 @@ pub struct Received {
     pub element: Element,
     /// The elements, by source rank, then by token: `[received, hidden]`.
     pub rows: Vec<u8>,
-    /// The scales that came with the rows: `[received, ceil(hidden / 128)]`, or nothing.
-    pub scales: Vec<f32>,
+    /// The scales that came with the rows: `[received, scale_words]`.
+    pub scales: Vec<u32>,
+    /// What else came with them.
+    pub sides: Vec<Side>,
     /// Slots of a token.
     pub topk: usize,
     /// Expert of each slot, counted from this rank's first; −1 if the slot is empty or its expert is elsewhere:
@@ -65,22 +87,8 @@ pub struct Received {
     pub tokens_per_source: Vec<u32>,
     /// (row, slot) pairs of each of this rank's experts.
     pub tokens_per_expert: Vec<u32>,
-}
-
-/// Bytes of a row of `hidden` elements.
-fn row_bytes(element: Element, hidden: usize) -> usize {
-    match element {
-        Element::Bf16 => 2 * hidden,
-        Element::Fp8E4m3 => hidden,
-    }
-}
-
-/// Scales of a row of `hidden` elements.
-fn row_scales(element: Element, hidden: usize) -> usize {
-    match element {
-        Element::Bf16 => 0,
-        Element::Fp8E4m3 => hidden.div_ceil(SCALE_GROUP),
-    }
+    /// Rows for which there was no room.
+    pub dropped: u32,
 }
 
 impl TokenBatch {
@@ -93,25 +101,93 @@ impl TokenBatch {
         Self::new(Element::Bf16, hidden, rows, Vec::new(), routing)
     }
 
-    /// A batch of the bf16 rows `x`, `[tokens, hidden]`, as FP8 e4m3 with scales.
+    /// A batch of the bf16 rows `x`, `[tokens, hidden]`, as f16.
+    ///
+    /// # Errors
+    /// [`OracleError`] if rows are not a multiple of 16 bytes or lengths do not agree.
+    pub fn f16(x: &[bf16], hidden: usize, routing: Routing) -> Result<Self, OracleError> {
+        let rows = x.iter().flat_map(|value| Half::F16.round(value.to_f32()).to_le_bytes()).collect();
+        Self::new(Element::F16, hidden, rows, Vec::new(), routing)
+    }
+
+    /// A batch of the bf16 rows `x`, `[tokens, hidden]`, as FP8 e4m3 with f32 scales.
     ///
     /// # Errors
     /// [`OracleError`] if rows are not a multiple of 16 bytes or lengths do not agree.
     pub fn fp8(x: &[bf16], hidden: usize, routing: Routing) -> Result<Self, OracleError> {
-        let quantized = quantize(x, hidden)?;
-        Self::new(Element::Fp8E4m3, hidden, quantized.rows, quantized.scales, routing)
+        let Quantized { rows, scales } = quantize(x, hidden)?;
+        Self::new(Element::Fp8E4m3, hidden, rows, scales, routing)
+    }
+
+    /// A batch of the bf16 rows `x`, `[tokens, hidden]`, as FP8 e4m3 with UE8M0 scales.
+    ///
+    /// # Errors
+    /// [`OracleError`] if rows are not a multiple of 16 bytes or lengths do not agree.
+    pub fn fp8_ue8m0(x: &[bf16], hidden: usize, routing: Routing) -> Result<Self, OracleError> {
+        let Quantized { rows, scales } = quantize_ue8m0(x, hidden)?;
+        Self::new(Element::Fp8E4m3Ue8m0, hidden, rows, scales, routing)
+    }
+
+    /// A batch of rows of any bytes, `[tokens, row_bytes]`, with any scales, `[tokens, scale_words]`. Combined rows have
+    /// `hidden` elements.
+    ///
+    /// # Errors
+    /// [`OracleError`] if rows are not a multiple of 16 bytes or lengths do not agree.
+    pub fn opaque(
+        rows: Vec<u8>,
+        row_bytes: u32,
+        scales: Vec<u32>,
+        scale_words: u32,
+        hidden: usize,
+        routing: Routing,
+    ) -> Result<Self, OracleError> {
+        Self::new(Element::Opaque { row_bytes, scale_words }, hidden, rows, scales, routing)
+    }
+
+    /// A batch of the bf16 rows `x`, `[tokens, hidden]`, as `element`; opaque ones are `x`'s own bytes over again, and
+    /// words made of them.
+    ///
+    /// # Errors
+    /// [`OracleError`] if rows are not a multiple of 16 bytes or lengths do not agree.
+    pub fn of(element: Element, x: &[bf16], hidden: usize, routing: Routing) -> Result<Self, OracleError> {
+        match element {
+            Element::Bf16 => Self::bf16(x, hidden, routing),
+            Element::F16 => Self::f16(x, hidden, routing),
+            Element::Fp8E4m3 => Self::fp8(x, hidden, routing),
+            Element::Fp8E4m3Ue8m0 => Self::fp8_ue8m0(x, hidden, routing),
+            Element::Opaque { row_bytes, scale_words } => {
+                let tokens = x.len().checked_div(hidden).unwrap_or(0);
+                let bytes = || x.iter().flat_map(|value| value.to_le_bytes()).cycle();
+                let rows = bytes().take(tokens * row_bytes as usize).collect();
+                let words =
+                    x.iter().cycle().map(|value| u32::from(value.to_bits()).wrapping_mul(0x0001_0203));
+                let scales = words.take(tokens * scale_words as usize).collect();
+                Self::opaque(rows, row_bytes, scales, scale_words, hidden, routing)
+            }
+        }
     }
 
     fn new(
         element: Element,
         hidden: usize,
         rows: Vec<u8>,
-        scales: Vec<f32>,
+        scales: Vec<u32>,
         routing: Routing,
     ) -> Result<Self, OracleError> {
         let Routing { topk, topk_idx, topk_weights } = routing;
         let tokens = topk_idx.len().checked_div(topk).unwrap_or(0);
-        let batch = Self { tokens, hidden, element, rows, scales, topk, topk_idx, topk_weights };
+        let sides = Vec::new();
+        let batch = Self { tokens, hidden, element, rows, scales, sides, topk, topk_idx, topk_weights };
+        batch.check_lengths()?;
+        Ok(batch)
+    }
+
+    /// The batch with `sides` beside its rows.
+    ///
+    /// # Errors
+    /// [`OracleError::Length`] if one has not its bytes for every token.
+    pub fn with_sides(self, sides: Vec<Side>) -> Result<Self, OracleError> {
+        let batch = Self { sides, ..self };
         batch.check_lengths()?;
         Ok(batch)
     }
@@ -140,16 +216,18 @@ impl TokenBatch {
         if self.topk == 0 {
             return Err(OracleError::Size { field: "topk", value: 0, limit: "must be at least 1" });
         }
-        if self.hidden == 0 || !self.row_bytes().is_multiple_of(16) {
+        if self.hidden == 0 || self.row_bytes() == 0 || !self.row_bytes().is_multiple_of(16) {
             let limit = "a row must be a multiple of 16 bytes, and not empty";
             return Err(OracleError::Size { field: "hidden", value: self.hidden, limit });
         }
-        for (field, value, each) in [
+        let sides = self.sides.iter().map(|side| ("sides", side.data.len(), side.bytes));
+        let arrays = [
             ("rows", self.rows.len(), self.row_bytes()),
-            ("scales", self.scales.len(), self.row_scales()),
+            ("scales", self.scales.len(), self.scale_words()),
             ("topk_idx", self.topk_idx.len(), self.topk),
             ("topk_weights", self.topk_weights.len(), self.topk),
-        ] {
+        ];
+        for (field, value, each) in arrays.into_iter().chain(sides) {
             let expected = self.tokens.saturating_mul(each);
             if value != expected {
                 return Err(OracleError::Length { field, value, expected });
@@ -163,9 +241,9 @@ impl TokenBatch {
         row_bytes(self.element, self.hidden)
     }
 
-    /// Scales of a row: 0 for bf16.
-    pub fn row_scales(&self) -> usize {
-        row_scales(self.element, self.hidden)
+    /// Words of scales of a row.
+    pub fn scale_words(&self) -> usize {
+        scale_words(self.element, self.hidden)
     }
 
     /// The bytes of one token's row.
@@ -174,8 +252,8 @@ impl TokenBatch {
     }
 
     /// One token's scales.
-    pub fn row_scale_values(&self, token: usize) -> &[f32] {
-        nth(&self.scales, token, self.row_scales())
+    pub fn scales_of(&self, token: usize) -> &[u32] {
+        nth(&self.scales, token, self.scale_words())
     }
 
     /// The experts of one token's slots.
@@ -201,8 +279,8 @@ impl Received {
     }
 
     /// One row's scales.
-    pub fn row_scale_values(&self, row: usize) -> &[f32] {
-        nth(&self.scales, row, row_scales(self.element, self.hidden))
+    pub fn scales_of(&self, row: usize) -> &[u32] {
+        nth(&self.scales, row, scale_words(self.element, self.hidden))
     }
 
     /// This rank's experts in one row's slots.
@@ -217,7 +295,7 @@ impl Received {
 }
 
 /// Row `index` of an array whose rows have `width` elements.
-fn nth<T>(array: &[T], index: usize, width: usize) -> &[T] {
+pub fn nth<T>(array: &[T], index: usize, width: usize) -> &[T] {
     &array[index * width..(index + 1) * width]
 }
 
@@ -253,6 +331,11 @@ mod tests {
         );
         assert!(TokenBatch::bf16(&x, 8, routing(2, &[0, 3, -2, 1]))?.check(&placement).is_err());
         assert!(TokenBatch::fp8(&x, 8, routing(1, &[0, 1])).is_err(), "a row of 8 bytes");
+        let sides = vec![Side { bytes: 3, data: vec![0; 5] }];
+        let batch = TokenBatch::bf16(&x, 8, routing(1, &[0, 1]))?;
+        assert_eq!(says(batch.with_sides(sides)), "sides has 5 elements, but must have 6");
+        let opaque = TokenBatch::opaque(vec![0; 64], 32, vec![0; 5], 3, 8, routing(1, &[0, 1]));
+        assert_eq!(says(opaque), "scales has 5 elements, but must have 6");
         Ok(())
     }
 }

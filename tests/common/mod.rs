@@ -1,14 +1,12 @@
 //! One exchange, checked in every part against the CPU reference.
 
-pub mod graphs;
 pub mod probe;
-pub mod streams;
 
 use std::fmt::Debug;
 use tokenrail::gpu::{Plain, View};
 use tokenrail::oracle::{self, ExpertMajor, Placement, Routing as Route, Side, TokenBatch};
 use tokenrail::{
-    Backend, Buffer, Config, Element, Exchange, Group, Half, Input, Output, Outputs, Overflow, Received, Routing,
+    Backend, Buffer, Config, Exchange, Group, Half, Input, Output, Outputs, Overflow, Received, Routing,
     ScaleLayout, Slots, Stream, Tokens, Transport, Weights,
 };
 
@@ -164,17 +162,7 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 /// A rank's tokens: of the config's element, with its sides.
 pub fn batch(config: &Config, seed: u64, tokens: usize, routing: Route) -> TokenBatch {
     let hidden = config.hidden as usize;
-    let batch = match config.element {
-        Element::Opaque { row_bytes, scale_words } => TokenBatch::opaque(
-            bytes(seed ^ 1, tokens * row_bytes as usize),
-            row_bytes,
-            (0..tokens as u32 * scale_words).map(|word| word.wrapping_mul(0x9e37_79b9) ^ seed as u32).collect(),
-            scale_words,
-            hidden,
-            routing,
-        ),
-        element => TokenBatch::of(element, &oracle::hidden_states(seed, tokens, hidden), hidden, routing),
-    };
+    let batch = TokenBatch::of(config.element, &oracle::hidden_states(seed, tokens, hidden), hidden, routing);
     let sides = (0..).zip(&config.sides).map(|(side, &wide)| {
         Side { bytes: wide as usize, data: bytes(seed + 7 + side, tokens * wide as usize) }
     });
@@ -254,7 +242,7 @@ impl Pass {
                     Where::ByExpertUnweighted => None,
                 };
                 let positions = &by_expert.as_ref().expect("the config has the form").positions;
-                oracle::reduce(outputs, hidden, positions, topk, weights, half)
+                oracle::reduce(outputs, positions, weights, topk, hidden, half)
             })
             .collect();
         let biases: Vec<Vec<_>> = (0..case.calls.biases as u64)

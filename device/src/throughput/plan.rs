@@ -50,6 +50,12 @@ pub unsafe fn plan<const BY_EXPERT: bool>(block: &Block) -> Plan {
         let mut agreed = agree(block, own);
         if block.args.cached == 0 {
             agreed &= place_ranks(block, own);
+        } else {
+            // Where the outbox begins for each rank; the rest is in the routes.
+            for rank in thread::strided(shape.ranks) {
+                let sent = mem::load_u64(exchange.handle(exchange.handle.sent).long(rank));
+                shared::store_u32(block.shared.first + 4 * rank, (sent >> 32) as u32);
+            }
         }
         if block::barrier_or(!agreed) {
             return nothing(block);
