@@ -167,10 +167,9 @@ fn dump_has_the_shapes_that_others_expect() {
 
 #[test]
 fn dump_has_the_types_of_its_elements() {
-    for (element, x, scales) in [
-        ("f16", Dtype::F16, None),
-        ("fp8-ue8m0", Dtype::F8_E4M3, Some((Dtype::U32, 1))),
-    ] {
+    for (element, x, scales) in
+        [("f16", Dtype::F16, None), ("fp8-ue8m0", Dtype::F8_E4M3, Some((Dtype::U32, 1)))]
+    {
         let folder = folder(element);
         passes(&run(&format!("--element {element} --hidden 144 --dump {}", folder.display())));
         let bytes = fs::read(folder.join("rank0.safetensors")).expect("the file can be read");

@@ -38,6 +38,11 @@ fn machine_beneath_the_kernels() {
 }
 
 #[test]
+fn formats_are_made_and_read() {
+    on_gpus(common::formats::check);
+}
+
+#[test]
 fn bf16_with_several_ranks() {
     on_gpus(|backend| {
         for ranks in [1, 2, 3, 4, 8] {
