@@ -21,7 +21,21 @@ import numpy as np
 FORMAT = "tokenrail-dump-1"
 SCALE_GROUP = 128
 # Formats that numpy does not have are held as their bits.
-DTYPES = {"BF16": np.uint16, "F8_E4M3": np.uint8, "F32": np.float32, "I32": np.int32}
+DTYPES = {
+    "BF16": np.uint16,
+    "F16": np.uint16,
+    "F8_E4M3": np.uint8,
+    "F32": np.float32,
+    "U32": np.uint32,
+    "I32": np.int32,
+}
+# Types of the rows and, where they have some, of their scales.
+ELEMENTS = {
+    "bf16": ("BF16", None),
+    "f16": ("F16", None),
+    "fp8_e4m3": ("F8_E4M3", "F32"),
+    "fp8_e4m3_ue8m0": ("F8_E4M3", "U32"),
+}
 
 
 class Mismatch(Exception):
@@ -47,6 +61,21 @@ def read_safetensors(path):
 
 def bf16_to_f32(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def f16_to_f32(bits):
+    return bits.view(np.float16).astype(np.float32)
+
+
+def ue8m0_bytes(words):
+    """The bytes of packed scales, the lowest first."""
+    return np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(len(words), 4 * words.shape[1])
+
+
+def ue8m0_to_f32(codes):
+    """The powers of two that bytes stand for; 255 is NaN."""
+    powers = np.ldexp(np.float32(1), codes.astype(np.int32) - 127)
+    return np.where(codes == 255, np.float32(np.nan), powers).astype(np.float32)
 
 
 def f32_to_bf16(values):
@@ -82,10 +111,11 @@ class Dump:
             self.positive(name) for name in ("ranks", "experts", "topk", "hidden")
         )
         self.element = self.metadata.get("element")
-        if self.element not in ("bf16", "fp8_e4m3"):
-            raise Mismatch(f"element is {self.element!r}, expected 'bf16' or 'fp8_e4m3'")
-        self.fp8 = self.element == "fp8_e4m3"
-        self.scales = -(-self.hidden // SCALE_GROUP)
+        if self.element not in ELEMENTS:
+            raise Mismatch(f"element is {self.element!r}, expected one of {', '.join(ELEMENTS)}")
+        self.x_type, self.scale_type = ELEMENTS[self.element]
+        self.groups = -(-self.hidden // SCALE_GROUP)
+        self.scale_words = -(-self.groups // 4) if self.scale_type == "U32" else self.groups
         self.experts_per_rank = -(-self.experts // self.ranks)
         expected = {f"rank{rank}.safetensors" for rank in range(self.ranks)}
         found = {path.name for path in folder.glob("rank*.safetensors")}
@@ -110,16 +140,15 @@ class Dump:
             if metadata.get(name) != value:
                 raise Mismatch(f"rank {rank}: metadata {name} is {metadata.get(name)!r}, expected {value!r}")
 
-        x_type = "F8_E4M3" if self.fp8 else "BF16"
         tokens, received = (
             len(tensors[name][1]) if name in tensors and tensors[name][1].ndim else 0
             for name in ("topk_idx", "recv_topk_idx")
         )
         expected = {
-            "x": (x_type, (tokens, self.hidden)),
+            "x": (self.x_type, (tokens, self.hidden)),
             "topk_idx": ("I32", (tokens, self.topk)),
             "topk_weights": ("F32", (tokens, self.topk)),
-            "recv_x": (x_type, (received, self.hidden)),
+            "recv_x": (self.x_type, (received, self.hidden)),
             "recv_topk_idx": ("I32", (received, self.topk)),
             "recv_topk_weights": ("F32", (received, self.topk)),
             "recv_source_rank": ("I32", (received,)),
@@ -129,9 +158,9 @@ class Dump:
             "expert_out": ("BF16", (received, self.hidden)),
             "combined": ("BF16", (tokens, self.hidden)),
         }
-        if self.fp8:
-            expected["x_scales"] = ("F32", (tokens, self.scales))
-            expected["recv_scales"] = ("F32", (received, self.scales))
+        if self.scale_type:
+            expected["x_scales"] = (self.scale_type, (tokens, self.scale_words))
+            expected["recv_scales"] = (self.scale_type, (received, self.scale_words))
         for name, want in expected.items():
             if name not in tensors:
                 raise Mismatch(f"rank {rank}: {name} is missing")
@@ -152,7 +181,7 @@ def demand_equal(name, rank, found, expected):
     if len(differs):
         at = tuple(differs[0])
         place = f"row {at[0]}" + (f", column {at[1]}" if len(at) > 1 else "")
-        # uint16 and uint8 stand for bf16 and e4m3.
+        # Unsigned numbers stand for bf16, f16, e4m3 and packed scales.
         shown = [hex(value) if value.dtype.kind == "u" else str(value) for value in (found[at], expected[at])]
         raise Mismatch(
             f"rank {rank}: {name} differs at {place}: {shown[0]}, expected {shown[1]}; "
@@ -214,17 +243,33 @@ def expected_received(dump, rank):
         "recv_tokens_per_source": counts,
         "recv_tokens_per_expert": np.bincount(idx[inside] - own.start, minlength=len(own)).astype(np.int32),
     }
-    if dump.fp8:
+    if dump.scale_type:
         received["recv_scales"] = gather("x_scales")
     return received
 
 
+def check_scales(dump, rank):
+    """Bytes of packed scales that no channel has are 0."""
+    if dump.scale_type != "U32":
+        return
+    for row, column in np.argwhere(ue8m0_bytes(dump.tensors[rank]["x_scales"])[:, dump.groups :])[:1]:
+        raise Mismatch(f"rank {rank}: x_scales row {row} has a scale for group {dump.groups + column}, of {dump.groups}")
+
+
+def row_values(dump, rows, scales):
+    """The elements of rows as f32."""
+    if dump.x_type == "BF16":
+        return bf16_to_f32(rows)
+    if dump.x_type == "F16":
+        return f16_to_f32(rows)
+    if dump.scale_type == "U32":
+        scales = ue8m0_to_f32(ue8m0_bytes(scales)[:, : dump.groups])
+    return E4M3[rows] * np.repeat(scales, SCALE_GROUP, axis=1)[:, : dump.hidden]
+
+
 def expected_outputs(dump, rank, received):
     """Per row the sum over its slots, in slot order, of weight * (x * a(e) + b(e)); each operation rounded to f32."""
-    if dump.fp8:
-        x = E4M3[received["recv_x"]] * np.repeat(received["recv_scales"], SCALE_GROUP, axis=1)[:, : dump.hidden]
-    else:
-        x = bf16_to_f32(received["recv_x"])
+    x = row_values(dump, received["recv_x"], received.get("recv_scales"))
     total = np.zeros_like(x)
     for slot in range(dump.topk):
         local = received["recv_topk_idx"][:, slot]
@@ -261,6 +306,7 @@ def check(folder):
     outputs = []
     for rank in range(dump.ranks):
         check_routing(dump, rank)
+        check_scales(dump, rank)
     for rank in range(dump.ranks):
         received = expected_received(dump, rank)
         for name, expected in received.items():

@@ -20,7 +20,8 @@ SCRIPT = Path(__file__).with_name("check_dump.py")
 RANKS, EXPERTS, TOPK, HIDDEN = 3, 8, 3, 144
 EXPERTS_PER_RANK = 3  # ceil(8 / 3)
 TOKENS = [5, 0, 4]
-DTYPES = {"uint16": "BF16", "uint8": "F8_E4M3", "float32": "F32", "int32": "I32"}
+DTYPES = {"uint16": "BF16", "float16": "F16", "uint8": "F8_E4M3", "float32": "F32", "uint32": "U32", "int32": "I32"}
+ELEMENTS = ("bf16", "f16", "fp8_e4m3", "fp8_e4m3_ue8m0")
 
 
 def write_safetensors(path, tensors, metadata):
@@ -53,9 +54,10 @@ def from_e4m3(code):
     return np.float32(sign * (mantissa / 8 * 2**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)))
 
 
-def make_dump(fp8, gate="softmax"):
+def make_dump(element, gate="softmax"):
     """The tensors of each rank, and the metadata of all."""
     random = np.random.default_rng(1)
+    fp8 = element.startswith("fp8")
     ranks = []
     for tokens in TOKENS:
         tensors = {}
@@ -63,7 +65,14 @@ def make_dump(fp8, gate="softmax"):
             codes = random.integers(0, 256, (tokens, HIDDEN)).astype(np.uint8)
             codes[codes & 127 == 127] = 3
             tensors["x"] = codes
-            tensors["x_scales"] = random.uniform(0.001, 0.1, (tokens, 2)).astype(np.float32)
+            if element == "fp8_e4m3":
+                tensors["x_scales"] = random.uniform(0.001, 0.1, (tokens, 2)).astype(np.float32)
+            else:
+                # Two groups of channels: the upper half of the one word has no scale.
+                low, high = random.integers(110, 130, (2, tokens, 1)).astype(np.uint32)
+                tensors["x_scales"] = high << 8 | low
+        elif element == "f16":
+            tensors["x"] = random.standard_normal((tokens, HIDDEN)).astype(np.float16)
         else:
             values = random.standard_normal(tokens * HIDDEN).astype(np.float32)
             tensors["x"] = np.array([to_bf16(value) for value in values], np.uint16).reshape(tokens, HIDDEN)
@@ -104,8 +113,13 @@ def make_dump(fp8, gate="softmax"):
                     per_expert[experts[slot] - first] += 1
                 row = []
                 for column in range(HIDDEN):
-                    if fp8:
+                    if element == "fp8_e4m3":
                         x = from_e4m3(int(tensors["x"][token, column])) * tensors["x_scales"][token, column // 128]
+                    elif fp8:
+                        code = int(tensors["x_scales"][token, 0]) >> 8 * (column // 128) & 255
+                        x = from_e4m3(int(tensors["x"][token, column])) * np.float32(2.0 ** (code - 127))
+                    elif element == "f16":
+                        x = np.float32(tensors["x"][token, column])
                     else:
                         x = from_bf16(tensors["x"][token, column])
                     total = np.float32(0)
@@ -130,7 +144,8 @@ def make_dump(fp8, gate="softmax"):
             }
         )
         if fp8:
-            ranks[rank]["recv_scales"] = np.array(received["scales"], np.float32).reshape(count, 2)
+            scales = tensors["x_scales"]
+            ranks[rank]["recv_scales"] = np.array(received["scales"], scales.dtype).reshape(count, scales.shape[1])
     for source, tokens in enumerate(TOKENS):
         combined = np.zeros((tokens, HIDDEN), np.uint16)
         for token, rows in enumerate(parts[source]):
@@ -146,7 +161,7 @@ def make_dump(fp8, gate="softmax"):
         "experts": str(EXPERTS),
         "topk": str(TOPK),
         "hidden": str(HIDDEN),
-        "element": "fp8_e4m3" if fp8 else "bf16",
+        "element": element,
         "expert_function": "as in the script",
         "gate": gate,
     }
@@ -173,7 +188,7 @@ class CheckDump(unittest.TestCase):
         self.assertNotIn("ok:", done.stdout)
 
     def test_right_dumps_pass(self):
-        for dump in (make_dump(fp8=False), make_dump(fp8=True), make_dump(fp8=False, gate=DEEPSEEK)):
+        for dump in (*map(make_dump, ELEMENTS), make_dump("bf16", gate=DEEPSEEK)):
             done = self.run_script(dump)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             lines = done.stdout.splitlines()
@@ -181,12 +196,12 @@ class CheckDump(unittest.TestCase):
             self.assertTrue(lines[-1].startswith("ok: 3 ranks, 8 experts, 9 tokens of 144"))
 
     def test_one_changed_bit_is_found_in_every_tensor(self):
-        for fp8 in (False, True):
-            for name in make_dump(fp8)[0][0]:
+        for element in ELEMENTS:
+            for name in make_dump(element)[0][0]:
                 if not name.startswith("recv_") and name not in ("expert_out", "combined"):
                     continue
-                with self.subTest(name, fp8=fp8):
-                    dump = make_dump(fp8)
+                with self.subTest(name, element=element):
+                    dump = make_dump(element)
                     values = dump[0][2][name]
                     values.view(np.uint8).reshape(-1)[-values.itemsize] ^= 1
                     column = f", column {values.shape[1] - 1}" if values.ndim == 2 else ""
@@ -194,7 +209,7 @@ class CheckDump(unittest.TestCase):
                     self.assert_fails(dump, place)
 
     def test_changed_input_is_found_in_what_was_received(self):
-        dump = make_dump(fp8=False)
+        dump = make_dump("bf16")
         source, token = dump[0][1]["recv_source_rank"][0], dump[0][1]["recv_source_token"][0]
         dump[0][source]["x"][token, 7] ^= 1
         first = min(
@@ -203,8 +218,8 @@ class CheckDump(unittest.TestCase):
         self.assert_fails(dump, f"rank {first}: recv_x differs at row")
 
     def test_lost_and_swapped_rows(self):
-        per_row = [name for name in make_dump(True)[0][0] if name.startswith("recv_") and "_per_" not in name]
-        lost, swapped = make_dump(fp8=True), make_dump(fp8=True)
+        per_row = [name for name in make_dump("fp8_e4m3")[0][0] if name.startswith("recv_") and "_per_" not in name]
+        lost, swapped = make_dump("fp8_e4m3"), make_dump("fp8_e4m3")
         for name in [*per_row, "expert_out"]:
             lost[0][1][name] = lost[0][1][name][:-1]
             swapped[0][1][name][[0, 1]] = swapped[0][1][name][[1, 0]]
@@ -212,36 +227,41 @@ class CheckDump(unittest.TestCase):
         self.assert_fails(swapped, "rank 1: recv_x differs at row 0, column 0")
 
     def test_rounding_twice_is_found(self):
-        dump = make_dump(fp8=False)
+        dump = make_dump("bf16")
         # As from sums kept in bf16, or in another order: one unit in the last place.
         dump[0][0]["combined"][0, 100] += 1
         self.assert_fails(dump, "rank 0: combined differs at row 0, column 100")
 
     def test_negative_zero_is_not_zero(self):
-        dump = make_dump(fp8=False)
+        dump = make_dump("bf16")
         self.assertEqual(dump[0][0]["combined"][1, 3], 0)
         dump[0][0]["combined"][1, 3] = 0x8000
         self.assert_fails(dump, "rank 0: combined differs at row 1, column 3: 0x8000, expected 0x0")
 
+    def test_scales_of_no_channel_are_0(self):
+        dump = make_dump("fp8_e4m3_ue8m0")
+        dump[0][2]["x_scales"][1, 0] |= 1 << 16
+        self.assert_fails(dump, "rank 2: x_scales row 1 has a scale for group 2, of 2")
+
     def test_gate_limits(self):
-        dump = make_dump(fp8=False, gate=DEEPSEEK)
+        dump = make_dump("bf16", gate=DEEPSEEK)
         dump[0][2]["topk_idx"][3] = [0, 2, 4]
         self.assert_fails(dump, "rank 2: topk_idx row 3 has experts of 3 groups")
-        dump = make_dump(fp8=False, gate=DEEPSEEK)
+        dump = make_dump("bf16", gate=DEEPSEEK)
         dump[0][0]["topk_weights"][4, 1] += 0.001
         self.assert_fails(dump, "rank 0: topk_weights row 4 sums to 2.501000, not 2.5")
 
     def test_experts_that_do_not_exist(self):
         for value in (-2, EXPERTS):
-            dump = make_dump(fp8=False)
+            dump = make_dump("bf16")
             dump[0][0]["topk_idx"][2, 1] = value
             self.assert_fails(dump, f"rank 0: topk_idx at row 2, column 1 is {value}")
 
     def test_wrong_shapes_and_metadata(self):
-        dump = make_dump(fp8=False)
+        dump = make_dump("bf16")
         dump[0][0]["x"] = dump[0][0]["x"][:, :-1]
         self.assert_fails(dump, "rank 0: x is BF16 [5, 143], expected BF16 [5, 144]")
-        dump = make_dump(fp8=True)
+        dump = make_dump("fp8_e4m3")
         del dump[0][1]["recv_scales"]
         self.assert_fails(dump, "rank 1: recv_scales is missing")
         for name, value, message in (
@@ -251,11 +271,11 @@ class CheckDump(unittest.TestCase):
             ("element", "f64", "element is 'f64'"),
             ("gate", "deepseek-v3 groups=0", "metadata gate is 'deepseek-v3 groups=0'"),
         ):
-            ranks, metadata = make_dump(fp8=False)
+            ranks, metadata = make_dump("bf16")
             self.assert_fails((ranks, {**metadata, name: value}), message)
 
     def test_missing_and_broken_files(self):
-        dump = make_dump(fp8=False)
+        dump = make_dump("bf16")
         self.assert_fails(dump, "3 ranks, but missing", lambda folder: (folder / "rank1.safetensors").unlink())
         for kept in (slice(2), slice(-100)):
 

@@ -54,7 +54,9 @@ fn folder(test: &str) -> PathBuf {
 fn every_kind_of_run_passes() {
     for args in [
         "",
+        "--element f16",
         "--element fp8",
+        "--element fp8-ue8m0 --hidden 528",
         "--gate softmax",
         "--uneven",
         "--plain",
@@ -161,6 +163,25 @@ fn dump_has_the_shapes_that_others_expect() {
     // Ranks have 0, 3 and 6 tokens, each of which goes to 1 to 3 ranks.
     assert_eq!(rows_sent_to_each[0], 0);
     assert!((3..=9).contains(&rows_sent_to_each[1]) && (6..=18).contains(&rows_sent_to_each[2]));
+}
+
+#[test]
+fn dump_has_the_types_of_its_elements() {
+    for (element, x, scales) in
+        [("f16", Dtype::F16, None), ("fp8-ue8m0", Dtype::F8_E4M3, Some((Dtype::U32, 1)))]
+    {
+        let folder = folder(element);
+        passes(&run(&format!("--element {element} --hidden 144 --dump {}", folder.display())));
+        let bytes = fs::read(folder.join("rank0.safetensors")).expect("the file can be read");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        for name in ["x", "recv_x"] {
+            assert_eq!(file.tensor(name).expect(name).dtype(), x, "{name}");
+        }
+        for name in ["x_scales", "recv_scales"] {
+            let found = file.tensor(name).ok().map(|tensor| (tensor.dtype(), tensor.shape()[1]));
+            assert_eq!(found, scales, "{name}");
+        }
+    }
 }
 
 #[test]
@@ -299,7 +320,7 @@ fn bad_settings_name_field_value_and_limit() {
 #[test]
 fn usage_errors_end_with_status_2() {
     fails(&run("--timeout 5h"), 2, &["--timeout", "5h", "ms, s or m"]);
-    fails(&run("--element f64"), 2, &["--element", "f64", "bf16, fp8"]);
+    fails(&run("--element f64"), 2, &["--element", "f64", "bf16, f16, fp8, fp8-ue8m0"]);
     fails(&tokenrail("run --input file --tokens 3"), 2, &["--input", "--tokens"]);
     fails(&tokenrail(""), 2, &["Usage"]);
 }

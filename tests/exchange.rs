@@ -12,6 +12,11 @@ fn machine_beneath_the_kernels() {
 }
 
 #[test]
+fn formats_are_made_and_read() {
+    (0..3).for_each(|seed| common::formats::check(&Backend::emulator(seed)));
+}
+
+#[test]
 fn two_ranks() {
     check(&Case::new(Config::new(8, 2, 64, 40), &[&[40, 33]], 0), &Backend::emulator(1));
 }

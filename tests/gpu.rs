@@ -84,6 +84,11 @@ fn foreign_streams() {
 }
 
 #[test]
+fn formats_are_made_and_read() {
+    on_gpus(common::formats::check);
+}
+
+#[test]
 fn bf16_with_several_ranks() {
     on_gpus(|backend| {
         for ranks in [1, 2, 3, 4, 8] {

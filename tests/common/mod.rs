@@ -1,5 +1,6 @@
 //! One exchange, checked in every part against the CPU reference.
 
+pub mod formats;
 pub mod probe;
 
 use std::fmt::Debug;
