@@ -67,13 +67,13 @@ struct Tokens {
 
 impl Tokens {
     fn input(&self) -> Input<'_> {
-        Input {
-            x: &self.x,
-            x_scales: self.x_scales.as_ref(),
-            topk_idx: &self.topk_idx,
-            topk_weights: &self.topk_weights,
-            tokens: self.count,
-        }
+        self.first(self.count)
+    }
+
+    /// The first so many of them.
+    fn first(&self, count: u32) -> Input<'_> {
+        let x_scales = self.x_scales.as_ref().map(Buffer::view);
+        Input { x_scales, ..Input::new(&self.x, &self.topk_idx, &self.topk_weights, count) }
     }
 }
 
@@ -240,7 +240,7 @@ impl<'a> Rank<'a> {
     /// Fills everything that peers and experts will write. A dispatch of no tokens gives the views of it; it writes
     /// nothing but flags and counts there.
     fn poison(&mut self, tokens: &Tokens) -> Result<(), Error> {
-        let received = self.exchange.dispatch(&self.stream, &Input { tokens: 0, ..tokens.input() })?;
+        let received = self.exchange.dispatch(&self.stream, &tokens.first(0))?;
         for view in [
             received.x(),
             received.x_scales(),

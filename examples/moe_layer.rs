@@ -61,13 +61,7 @@ fn layer(member: Member, batch: &TokenBatch) -> Result<Vec<u16>, Error> {
     let topk_idx = gpu.upload(&batch.topk_idx)?;
     let topk_weights = gpu.upload(&batch.topk_weights)?;
     let out = gpu.alloc(TOKENS * HIDDEN * 2)?;
-    let input = Input {
-        x: &x,
-        x_scales: None,
-        topk_idx: &topk_idx,
-        topk_weights: &topk_weights,
-        tokens: TOKENS as u32,
-    };
+    let input = Input::new(&x, &topk_idx, &topk_weights, TOKENS as u32);
 
     let received = exchange.dispatch(&stream, &input)?;
     // Your grouped GEMM goes here: rows in `received.x()`, results into `received.outputs()`.

@@ -317,9 +317,7 @@ impl Config {
         }
         match self.sms {
             Some(0) => Err(refuse("sms", 0, "must be at least 1")),
-            Some(sms) if sms > self.max_sms => {
-                Err(refuse("sms", sms, format!("max_sms = {}", self.max_sms)))
-            }
+            Some(sms) if sms > self.max_sms => Err(refuse("sms", sms, format!("max_sms = {}", self.max_sms))),
             _ => Ok(()),
         }
     }

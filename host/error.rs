@@ -41,7 +41,9 @@ pub enum Error {
         limit: String,
     },
     /// A received view was used after a later dispatch had reused its buffers.
-    #[error("received view of dispatch {used}: its buffers have been used again, the latest dispatch is {current}")]
+    #[error(
+        "received view of dispatch {used}: its buffers have been used again, the latest dispatch is {current}"
+    )]
     Stale {
         /// The dispatch the view came from.
         used: u64,
@@ -123,7 +125,9 @@ pub enum Error {
     },
     /// This rank's expert-major form would need more rows than it has room for. The form is empty; the rank-major rows
     /// are all there.
-    #[error("the expert-major form would be {rows} rows, but expert_major.rows = {capacity}; it is left empty")]
+    #[error(
+        "the expert-major form would be {rows} rows, but expert_major.rows = {capacity}; it is left empty"
+    )]
     ExpertRows {
         /// Rows, padding counted.
         rows: u64,

@@ -194,8 +194,7 @@ fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
             let stream = gpu.stream()?;
             let ids: Vec<i32> = (0..48).flat_map(|token| [token % 4, (token + 1) % 4]).collect();
             let (x, topk_idx) = (gpu.upload(&[bf16::ONE; 48 * 64])?, gpu.upload(&ids)?);
-            let input =
-                Input::new(&x, &topk_idx, &topk_idx, 48);
+            let input = Input::new(&x, &topk_idx, &topk_idx, 48);
             let received = exchange.dispatch(&stream, &input)?;
             let counts = exchange.counts(&stream, &received)?;
             // Three of four tokens of each rank have an expert on either.

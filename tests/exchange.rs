@@ -122,7 +122,9 @@ fn with(case: Case, calls: Calls) -> Case {
 fn by_expert() {
     let config = Config { expert_major: aligned(4), ..Config::new(8, 3, 64, 40) };
     let case = Case::new(config, &[&[40, 33, 0], &[1, 0, 17], &[0, 0, 0]], 4);
-    for (seed, outputs) in [(20, Where::ByExpert), (21, Where::ByExpertGiven), (22, Where::ByExpertUnweighted)] {
+    for (seed, outputs) in
+        [(20, Where::ByExpert), (21, Where::ByExpertGiven), (22, Where::ByExpertUnweighted)]
+    {
         check(&with(case.clone(), Calls { outputs, ..Calls::default() }), &Backend::emulator(seed));
     }
 }
@@ -221,7 +223,10 @@ fn tokens_counted_on_the_device() {
 fn several_in_flight_take_turns() {
     let config = Config { in_flight: 3, handles: Some(5), ..Config::new(8, 2, 64, 12) };
     let rounds: &[&[usize]] = &[&[12, 7], &[0, 9], &[5, 5], &[1, 12], &[12, 12]];
-    check(&with(Case::new(config, rounds, 4), Calls { follow: 1, ..Calls::default() }), &Backend::emulator(34));
+    check(
+        &with(Case::new(config, rounds, 4), Calls { follow: 1, ..Calls::default() }),
+        &Backend::emulator(34),
+    );
 }
 
 const ELEMENTS: [Element; 5] = [
@@ -287,28 +292,25 @@ fn settings() -> impl Strategy<Value = Settings> {
         1u32..4,
     )
         .prop_map(
-            |(element, combined, column_major, sides, alignment, room, plain, copy_engine, in_flight)| Settings {
-                element,
-                combined,
-                column_major,
-                sides,
-                alignment,
-                room,
-                plain,
-                copy_engine,
-                in_flight,
+            |(element, combined, column_major, sides, alignment, room, plain, copy_engine, in_flight)| {
+                Settings {
+                    element,
+                    combined,
+                    column_major,
+                    sides,
+                    alignment,
+                    room,
+                    plain,
+                    copy_engine,
+                    in_flight,
+                }
             },
         )
 }
 
 fn calls() -> impl Strategy<Value = Calls> {
-    let outputs = [
-        Where::InPlace,
-        Where::Rows,
-        Where::ByExpert,
-        Where::ByExpertGiven,
-        Where::ByExpertUnweighted,
-    ];
+    let outputs =
+        [Where::InPlace, Where::Rows, Where::ByExpert, Where::ByExpertGiven, Where::ByExpertUnweighted];
     (
         any::<bool>(),
         any::<bool>(),

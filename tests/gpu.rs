@@ -8,7 +8,7 @@ mod skip;
 #[path = "common/streams.rs"]
 mod streams;
 
-use common::{Case, check};
+use common::{Calls, Case, check};
 use std::time::Duration;
 use tokenrail::gpu::CudaOptions;
 use tokenrail::{Backend, Buffer, Config, Element, Exchange, Group, Input, Member, Stream};
@@ -93,7 +93,16 @@ fn bf16_with_several_ranks() {
     on_gpus(|backend| {
         for ranks in [1, 2, 3, 4, 8] {
             let config = Config::new(256, 8, 1024, 200);
-            check(&Case { config, tokens: rounds(ranks, 200), mask_one_in: 7, seed: 1 }, backend);
+            check(
+                &Case {
+                    config,
+                    tokens: rounds(ranks, 200),
+                    mask_one_in: 7,
+                    seed: 1,
+                    calls: Calls::default(),
+                },
+                backend,
+            );
         }
     });
 }
@@ -103,7 +112,16 @@ fn fp8_with_several_ranks() {
     on_gpus(|backend| {
         for ranks in [2, 4, 8] {
             let config = Config { element: Element::Fp8E4m3, ..Config::new(64, 6, 1040, 130) };
-            check(&Case { config, tokens: rounds(ranks, 130), mask_one_in: 9, seed: 2 }, backend);
+            check(
+                &Case {
+                    config,
+                    tokens: rounds(ranks, 130),
+                    mask_one_in: 9,
+                    seed: 2,
+                    calls: Calls::default(),
+                },
+                backend,
+            );
         }
     });
 }
@@ -116,7 +134,7 @@ fn odd_shapes() {
         {
             let config = Config { sms: Some(5), ..Config::new(experts, topk, hidden, tokens) };
             let tokens = rounds(4, tokens as usize);
-            check(&Case { config, tokens, mask_one_in: 5, seed: 3 }, backend);
+            check(&Case { config, tokens, mask_one_in: 5, seed: 3, calls: Calls::default() }, backend);
         }
     });
 }
@@ -126,7 +144,10 @@ fn without_bulk_copies() {
     on_gpus(|backend| {
         for element in [Element::Bf16, Element::Fp8E4m3] {
             let config = Config { element, bulk_copy: Some(false), ..Config::new(32, 4, 528, 90) };
-            check(&Case { config, tokens: rounds(4, 90), mask_one_in: 6, seed: 4 }, backend);
+            check(
+                &Case { config, tokens: rounds(4, 90), mask_one_in: 6, seed: 4, calls: Calls::default() },
+                backend,
+            );
         }
     });
 }
@@ -135,7 +156,10 @@ fn without_bulk_copies() {
 fn full_size() {
     on_gpus(|backend| {
         let config = Config::new(256, 8, 7168, 4096);
-        check(&Case { config, tokens: vec![vec![4096; 2]], mask_one_in: 0, seed: 5 }, backend);
+        check(
+            &Case { config, tokens: vec![vec![4096; 2]], mask_one_in: 0, seed: 5, calls: Calls::default() },
+            backend,
+        );
     });
 }
 

@@ -220,7 +220,8 @@ impl ArenaLayout {
         let rows = shape.rows as u64;
         let expert_rows = shape.expert_rows as u64;
         let slots = rows * 4 * shape.topk as u64;
-        let (chunks, places) = if expert_rows > 0 { (8 * ranks * shape.chunks() as u64, slots) } else { (0, 0) };
+        let (chunks, places) =
+            if expert_rows > 0 { (8 * ranks * shape.chunks() as u64, slots) } else { (0, 0) };
         let packed = if shape.copy_engine != 0 { ranks * shape.tokens as u64 } else { 0 };
         let mut regions = Regions(0);
         let mut layout = Self {

@@ -17,7 +17,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn region(&self, offset: impl Fn(&HandleLayout) -> u64, layout: &HandleLayout, bytes: u64) -> View {
+    pub(super) fn region(
+        &self,
+        offset: impl Fn(&HandleLayout) -> u64,
+        layout: &HandleLayout,
+        bytes: u64,
+    ) -> View {
         self.workspace.part(self.offset + offset(layout), bytes)
     }
 }

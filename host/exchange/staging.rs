@@ -81,9 +81,9 @@ impl CombineStaging {
     pub fn new(shape: &Shape, device: &Description, bulk_copy: bool) -> Result<Self, Error> {
         let piece_bytes = shape.output_bytes().min(COMBINE_PIECE_BYTES);
         let stage_bytes = if bulk_copy { piece_bytes * shape.route_width() } else { 0 };
-        let sizes = [COMBINE_STAGES, 1]
-            .into_iter()
-            .flat_map(|stages| (1..=device.warps).rev().map(move |warps| Self { warps, stages, stage_bytes }));
+        let sizes = [COMBINE_STAGES, 1].into_iter().flat_map(|stages| {
+            (1..=device.warps).rev().map(move |warps| Self { warps, stages, stage_bytes })
+        });
         sizes
             .into_iter()
             .find(|staging| staging.shared_bytes() <= device.shared_bytes)

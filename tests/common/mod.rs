@@ -164,8 +164,9 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 pub fn batch(config: &Config, seed: u64, tokens: usize, routing: Route) -> TokenBatch {
     let hidden = config.hidden as usize;
     let batch = TokenBatch::of(config.element, &oracle::hidden_states(seed, tokens, hidden), hidden, routing);
-    let sides = (0..).zip(&config.sides).map(|(side, &wide)| {
-        Side { bytes: wide as usize, data: bytes(seed + 7 + side, tokens * wide as usize) }
+    let sides = (0..).zip(&config.sides).map(|(side, &wide)| Side {
+        bytes: wide as usize,
+        data: bytes(seed + 7 + side, tokens * wide as usize),
     });
     batch.and_then(|batch| batch.with_sides(sides.collect())).unwrap()
 }
@@ -173,10 +174,9 @@ pub fn batch(config: &Config, seed: u64, tokens: usize, routing: Route) -> Token
 impl Round {
     fn new(case: &Case, round: usize, placement: &Placement) -> Self {
         let config = &case.config;
-        let seed = |rank: usize, pass: usize| {
-            case.seed * 100_000 + (round * 1000 + rank * 10 + pass) as u64
-        };
-        let routes: Vec<_> = (0..).zip(&case.tokens[round])
+        let seed = |rank: usize, pass: usize| case.seed * 100_000 + (round * 1000 + rank * 10 + pass) as u64;
+        let routes: Vec<_> = (0..)
+            .zip(&case.tokens[round])
             .map(|(rank, &tokens)| routing(config, case.mask_one_in, seed(rank, 0), tokens))
             .collect();
         let passes: Vec<_> = (0..=case.calls.follow)
@@ -230,7 +230,9 @@ impl Pass {
             })
             .collect();
         let slot_numbers = |salt: u64| -> Vec<Vec<f32>> {
-            ranks().map(|(rank, (received, _))| numbers(seed + salt + rank, received.tokens() * topk)).collect()
+            ranks()
+                .map(|(rank, (received, _))| numbers(seed + salt + rank, received.tokens() * topk))
+                .collect()
         };
         let (weights, slots) = (slot_numbers(100), slot_numbers(200));
         let partial: Vec<_> = ranks()
@@ -367,7 +369,8 @@ impl Rank<'_> {
         let inside: Vec<u8> = self.download(layout.is_token_in_rank.view(), want.is_token_in_rank.len());
         let want_inside: Vec<u8> = want.is_token_in_rank.iter().map(|&inside| inside.into()).collect();
         same("is_token_in_rank", rank, &inside, &want_inside);
-        let tokenrail::Layout { tokens_per_rank, tokens_per_node, tokens_per_expert, is_token_in_rank } = layout;
+        let tokenrail::Layout { tokens_per_rank, tokens_per_node, tokens_per_expert, is_token_in_rank } =
+            layout;
         self.kept.extend([tokens_per_rank, tokens_per_node, tokens_per_expert, is_token_in_rank]);
     }
 
@@ -397,10 +400,9 @@ impl Rank<'_> {
         let weights = self.upload(&batch.topk_weights);
         let none = batch.topk_weights.iter().all(|&weight| weight == 0.0);
         let routing = match follow {
-            Some(first) => Routing::Follow {
-                handle: first.handle(),
-                topk_weights: (!none).then_some(weights),
-            },
+            Some(first) => {
+                Routing::Follow { handle: first.handle(), topk_weights: (!none).then_some(weights) }
+            }
             None => Routing::New {
                 topk_idx: self.upload(&batch.topk_idx),
                 topk_weights: weights,
@@ -421,7 +423,8 @@ impl Rank<'_> {
             // Arrays have room for all tokens that there could be.
             big_x = self.padded(&batch.rows, room * batch.row_bytes());
             big_scales = self.padded(&batch.scales, 4 * room * words);
-            big_sides = batch.sides.iter().map(|side| self.padded(&side.data, room * side.bytes)).collect::<Vec<_>>();
+            big_sides =
+                batch.sides.iter().map(|side| self.padded(&side.data, room * side.bytes)).collect::<Vec<_>>();
             input.x = big_x;
             input.x_scales = (words > 0).then_some(big_scales);
             input.x_scales_stride = None;
@@ -451,7 +454,8 @@ impl Rank<'_> {
         same("tokens_per_source", rank, &counts.tokens_per_source, &want.tokens_per_source);
         assert_eq!(counts.dropped_rows, want.dropped, "rows left out on rank {rank}");
         let wanted = pass.batches[rank].tokens as u64; // At least so many slots' tokens.
-        let here = |ranks: &[oracle::Received]| -> u32 { ranks.iter().map(|to| to.tokens_per_source[rank]).sum() };
+        let here =
+            |ranks: &[oracle::Received]| -> u32 { ranks.iter().map(|to| to.tokens_per_source[rank]).sum() };
         let config = &self.case.config;
         let placement = Placement::new(pass.batches.len(), config.experts as usize).unwrap();
         let routes: u32 = (0..wanted as usize)
@@ -466,8 +470,12 @@ impl Rank<'_> {
         same("topk_idx", rank, &self.download(received.topk_idx(), want.topk_idx.len()), &want.topk_idx);
         let weights = self.download(received.topk_weights(), want.topk_weights.len());
         same("topk_weights", rank, &bits(&weights), &bits(&want.topk_weights));
-        let sources: Vec<i32> =
-            want.source_rank.iter().zip(&want.source_token).flat_map(|(&rank, &token)| [rank, token]).collect();
+        let sources: Vec<i32> = want
+            .source_rank
+            .iter()
+            .zip(&want.source_token)
+            .flat_map(|(&rank, &token)| [rank, token])
+            .collect();
         same("sources", rank, &self.download(received.sources(), 2 * rows), &sources);
         for (at, side) in want.sides.iter().enumerate() {
             same("side", rank, &self.download::<u8>(received.side(at), side.data.len()), &side.data);
@@ -547,11 +555,8 @@ impl Rank<'_> {
                 Outputs::ByExpert(view, weights)
             }
         };
-        let biases: Vec<_> = pass
-            .biases
-            .iter()
-            .map(|biases| self.padded(&biases[rank], tokens * row_bytes))
-            .collect();
+        let biases: Vec<_> =
+            pass.biases.iter().map(|biases| self.padded(&biases[rank], tokens * row_bytes)).collect();
         let slots_out = self.room(tokens * slot_bytes);
         let slots = match calls.slots {
             Back::Nothing => None,

@@ -35,7 +35,11 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
         let status = if invalid { counts::INVALID } else { counts::GOOD };
         let id = exchange.handle_id(block.epoch);
         tell(block, |word| {
-            if word < ranks { shared::load_u32(totals + 4 * word) } else { fixed(block, word - ranks, status, id) }
+            if word < ranks {
+                shared::load_u32(totals + 4 * word)
+            } else {
+                fixed(block, word - ranks, status, id)
+            }
         });
         if !BY_EXPERT {
             // Nobody waits for these: the flag behind the rows covers them, as `arrive` meets this block.

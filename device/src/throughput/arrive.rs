@@ -123,7 +123,8 @@ unsafe fn settle_experts(block: &Block) {
                 if sent {
                     let start = shared::load_u32(block.shared.starts + 4 * expert);
                     let pairs = shared::load_u32(block.shared.ends + 4 * expert) - start;
-                    dropped += pairs - (row(block.shared.ends + 4 * expert) - row(block.shared.starts + 4 * expert));
+                    dropped +=
+                        pairs - (row(block.shared.ends + 4 * expert) - row(block.shared.starts + 4 * expert));
                 }
             }
             let dropped = warp::sum(dropped);

@@ -30,8 +30,7 @@ pub unsafe fn count<const BY_EXPERT: bool>(block: &Block) {
             invalid = true;
             if block::is_first_thread() {
                 let seen = mem::load_u32(block.args.tokens_at);
-                let report =
-                    block.report(Failure::Tokens, exchange.rank, shape.tokens.into(), seen.into());
+                let report = block.report(Failure::Tokens, exchange.rank, shape.tokens.into(), seen.into());
                 exchange.fail(report);
             }
         }
@@ -142,8 +141,7 @@ unsafe fn place_pairs(block: &Block) {
             let expert = if own < end { mem::load_u32(block.args.topk_idx.word(own)) } else { u32::MAX };
             let counted = expert < shape.experts;
             let same = warp::match_any(warp::ALL, expert);
-            let at = block.shared.experts
-                + 4 * (group * shape.experts + if counted { expert } else { 0 });
+            let at = block.shared.experts + 4 * (group * shape.experts + if counted { expert } else { 0 });
             let before = shared::load_u32(at);
             if counted {
                 mem::store_u32(places.word(own), before + (same & warp::lanes_below()).count_ones());

@@ -85,8 +85,7 @@ impl<'a> Expansion<'a> {
                     row += step;
                 }
             }
-            let mut row =
-                shared::load_u32(starts + 4 * experts) + first * thread::WARP + thread::lane();
+            let mut row = shared::load_u32(starts + 4 * experts) + first * thread::WARP + thread::lane();
             while row < shape.expert_rows {
                 self.mark(row, NONE, NONE);
                 row += step * thread::WARP;

@@ -67,8 +67,11 @@ pub unsafe fn slots(args: &CombineArgs, all: u32) {
             let slot = thread::lane();
             let inside = slot < shape.topk;
             let at = token * shape.topk + slot;
-            let expert =
-                if inside { mem::load_u32(exchange.handle(exchange.handle.topk_idx).word(at)) } else { u32::MAX };
+            let expert = if inside {
+                mem::load_u32(exchange.handle(exchange.handle.topk_idx).word(at))
+            } else {
+                u32::MAX
+            };
             let mut value = 0;
             let mut lanes = warp::ballot(warp::ALL, route != NO_ROUTE);
             while lanes != 0 {

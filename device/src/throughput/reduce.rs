@@ -78,7 +78,11 @@ unsafe fn reduce_of<H: Half>(args: &ReduceArgs) {
                     if !args.weights.is_null() {
                         value = value.times(f32::from_bits(mem::load_u32(args.weights.word(slot))));
                     }
-                    if empty { sums = value } else { sums.add(value) }
+                    if empty {
+                        sums = value
+                    } else {
+                        sums.add(value)
+                    }
                     empty = false;
                 }
                 mem::store_quad(out, sums.round::<H>());

@@ -168,10 +168,7 @@ unsafe fn send_companions<const BY_EXPERT: bool>(block: &Block, token: u32, rout
         let side = |words: u32, from: Address, to: u64| {
             for word in thread::lane_strided(words) {
                 let value = mem::load_u32(from.offset(4 * (token as u64 * words as u64 + word as u64)));
-                mem::store_u32(
-                    peer.offset(to).offset(4 * (row as u64 * words as u64 + word as u64)),
-                    value,
-                );
+                mem::store_u32(peer.offset(to).offset(4 * (row as u64 * words as u64 + word as u64)), value);
             }
         };
         let words = &shape.side_words;

@@ -62,16 +62,7 @@ impl Sums {
     #[inline(always)]
     pub fn times(self, weight: f32) -> Self {
         let [a, b, c, d, e, f, g, h] = self.0;
-        Self([
-            a * weight,
-            b * weight,
-            c * weight,
-            d * weight,
-            e * weight,
-            f * weight,
-            g * weight,
-            h * weight,
-        ])
+        Self([a * weight, b * weight, c * weight, d * weight, e * weight, f * weight, g * weight, h * weight])
     }
 
     /// Adds another row's.
