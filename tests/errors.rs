@@ -6,7 +6,7 @@ mod skip;
 use half::bf16;
 use std::time::Duration;
 use tokenrail::gpu::EmulatorOptions;
-use tokenrail::{Backend, Config, Error, Exchange, Group, Input, Member, Routing, Stream};
+use tokenrail::{Backend, Config, Error, Exchange, Group, Half, Input, Member, Routing, Stream};
 
 /// Runs every rank on a thread of its own; gives what each returned, in rank order.
 fn on_ranks<T: Send>(members: Vec<Member>, rank: impl Fn(Member) -> T + Sync) -> Vec<T> {
@@ -88,6 +88,11 @@ fn ranks_that_disagree() {
     });
     assert_eq!(errors[0], "ranks disagree on hidden: rank 1 has 128, rank 0 has 64");
     assert_eq!(errors[1], "ranks disagree on hidden: rank 0 has 64, rank 1 has 128");
+    let errors = on_ranks(group(2), |member| {
+        let combined = if member.rank() == 0 { Half::Bf16 } else { Half::F16 };
+        text(Exchange::new(member, &Config { combined, ..Config::new(8, 2, 64, 4) }))
+    });
+    assert_eq!(errors[0], "ranks disagree on combined: rank 1 has F16, rank 0 has Bf16");
 }
 
 #[test]

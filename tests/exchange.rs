@@ -229,6 +229,11 @@ fn several_in_flight_take_turns() {
     );
 }
 
+#[test]
+fn captured_overlapping_and_beside_each_other() {
+    (0..8).for_each(|seed| common::overlap::check(&Backend::emulator(seed)));
+}
+
 const ELEMENTS: [Element; 5] = [
     Element::Bf16,
     Element::F16,

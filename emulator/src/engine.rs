@@ -40,6 +40,11 @@ pub fn run(shared: &Shared) {
         // If nothing could move at this time, and nobody outside is about to change that: on to the next deadline.
         stuck = matches!(engine.scheduler.run(stuck), Step::Stuck);
         host = engine.settle(shared.lock());
+        if stuck && host.waits_elsewhere() {
+            // Not for good: that thread has more to give.
+            host = shared.pause(host);
+            stuck = false;
+        }
     }
     // What is left may hold memory, which holds the machine's state: dropped here, without the lock.
     let left = host.abandon();

@@ -6,6 +6,7 @@ use crate::{Error, Fault, Options, engine};
 use std::collections::{BTreeMap, VecDeque};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub struct Shared {
 
 /// What is behind the lock.
 pub struct Host {
+    /// Which of the process's machines this is.
+    machine: usize,
     pub devices: Vec<DeviceState>,
     waiters: Vec<Waiter>,
     participants: Vec<HostThread>,
@@ -90,7 +93,6 @@ pub enum Ready {
 
 struct Waiter {
     id: u64,
-    thread: HostThread,
     ready: Ready,
 }
 
@@ -103,6 +105,14 @@ thread_local! {
 
 fn this_thread() -> HostThread {
     NAME.with(Arc::downgrade)
+}
+
+/// The threads that wait, with the machines that they wait in: one may use several.
+static WAITING: Mutex<Vec<(usize, HostThread)>> = Mutex::new(Vec::new());
+
+fn waiting() -> MutexGuard<'static, Vec<(usize, HostThread)>> {
+    // Every change is a single call, so a panic elsewhere leaves it whole.
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Most threads of a block.
@@ -131,7 +141,8 @@ impl Shared {
         }
         let id = host.next_waiter;
         host.next_waiter += 1;
-        host.waiters.push(Waiter { id, thread: this_thread(), ready: ready.clone() });
+        host.waiters.push(Waiter { id, ready: ready.clone() });
+        waiting().push((host.machine, this_thread()));
         // The engine may have waited for this thread to block.
         self.changed.notify_all();
         let came = loop {
@@ -146,8 +157,19 @@ impl Shared {
             };
         };
         host.waiters.retain(|waiter| waiter.id != id);
+        let own = (host.machine, this_thread());
+        let mut waiting = waiting();
+        if let Some(place) = waiting.iter().position(|other| other.0 == own.0 && other.1.ptr_eq(&own.1)) {
+            waiting.swap_remove(place);
+        }
+        drop(waiting);
         drop(host);
         came.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Waits a moment, or until something has changed.
+    pub fn pause<'a>(&self, host: MutexGuard<'a, Host>) -> MutexGuard<'a, Host> {
+        self.changed.wait_timeout(host, GLANCE).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Waits for a change of what the host threads do. If that takes long while some of them wait, it says once for
@@ -190,10 +212,24 @@ impl Host {
 
     /// The devices' users and other participants that do not wait; a thread that has ended holds nobody up.
     fn running(&self) -> Vec<String> {
-        let waits = |thread: &HostThread| self.waiters.iter().any(|waiter| waiter.thread.ptr_eq(thread));
-        let users = self.devices.iter().filter_map(|device| device.owner.as_ref());
-        let threads = users.chain(&self.participants).filter(|thread| !waits(thread));
+        let waiting = waiting();
+        let waits = |thread: &HostThread| waiting.iter().any(|(_, other)| other.ptr_eq(thread));
+        let threads = self.users().filter(|thread| !waits(thread));
         threads.filter_map(|thread| Some(format!("host thread {:?}", thread.upgrade()?))).collect()
+    }
+
+    fn users(&self) -> impl Iterator<Item = &HostThread> {
+        self.devices.iter().filter_map(|device| device.owner.as_ref()).chain(&self.participants)
+    }
+
+    /// Whether a thread that takes part is blocked in another machine: it will go on here, so that time has to stand
+    /// still if nothing else can happen.
+    pub fn waits_elsewhere(&self) -> bool {
+        let waiting = waiting();
+        let elsewhere = |thread: &HostThread| {
+            waiting.iter().any(|(machine, other)| *machine != self.machine && other.ptr_eq(thread))
+        };
+        self.users().any(elsewhere)
     }
 
     fn holds(&self, ready: &Ready) -> bool {
@@ -346,7 +382,9 @@ impl Host {
 impl Machine {
     /// A machine with fresh devices.
     pub fn new(options: Options) -> Self {
+        static MACHINES: AtomicUsize = AtomicUsize::new(0);
         let host = Host {
+            machine: MACHINES.fetch_add(1, Ordering::Relaxed),
             devices: (0..options.devices).map(|_| DeviceState::default()).collect(),
             waiters: Vec::new(),
             participants: Vec::new(),
