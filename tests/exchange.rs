@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::random::Limits;
 use common::{Back, Calls, Case, Where, check};
 use proptest::prelude::*;
 use tokenrail::{Backend, Config, Element, ExpertMajor, Half, Overflow, ScaleLayout, Transport};
@@ -234,155 +235,17 @@ fn captured_overlapping_and_beside_each_other() {
     (0..8).for_each(|seed| common::overlap::check(&Backend::emulator(seed)));
 }
 
-const ELEMENTS: [Element; 5] = [
-    Element::Bf16,
-    Element::F16,
-    Element::Fp8E4m3,
-    Element::Fp8E4m3Ue8m0,
-    Element::Opaque { row_bytes: 48, scale_words: 2 },
-];
-
-/// The shape of a random case.
-#[derive(Clone, Debug)]
-struct Shape {
-    ranks: usize,
-    ranks_per_node: usize,
-    experts: u32,
-    slots: u32,
-    eights: u32,
-    counts: Vec<usize>,
-    mask_one_in: u64,
-}
-
-/// Its settings beside the shape.
-#[derive(Clone, Debug)]
-struct Settings {
-    element: Element,
-    combined: Half,
-    column_major: bool,
-    sides: Vec<u32>,
-    alignment: Option<u32>,
-    /// In percent of what cannot overflow.
-    room: Option<u64>,
-    plain: bool,
-    copy_engine: bool,
-    in_flight: u32,
-}
-
-fn shapes() -> impl Strategy<Value = Shape> {
-    let counts = proptest::collection::vec(0usize..24, 10);
-    (1usize..6, 1usize..6, 1u32..40, 1u32..9, 1u32..40, counts, 0u64..6).prop_map(
-        |(ranks, per_node, experts, slots, eights, counts, mask_one_in)| Shape {
-            ranks,
-            ranks_per_node: per_node.min(ranks),
-            experts,
-            slots: slots.min(experts),
-            eights,
-            counts,
-            mask_one_in,
-        },
-    )
-}
-
-fn settings() -> impl Strategy<Value = Settings> {
-    (
-        prop::sample::select(&ELEMENTS[..]),
-        prop::sample::select(&[Half::Bf16, Half::F16][..]),
-        any::<bool>(),
-        proptest::collection::vec((1u32..20).prop_map(|words| 4 * words), 0..4),
-        proptest::option::of(prop::sample::select(&[1, 2, 4, 8, 16][..])),
-        proptest::option::of(0u64..120),
-        any::<bool>(),
-        any::<bool>(),
-        1u32..4,
-    )
-        .prop_map(
-            |(element, combined, column_major, sides, alignment, room, plain, copy_engine, in_flight)| {
-                Settings {
-                    element,
-                    combined,
-                    column_major,
-                    sides,
-                    alignment,
-                    room,
-                    plain,
-                    copy_engine,
-                    in_flight,
-                }
-            },
-        )
-}
-
-fn calls() -> impl Strategy<Value = Calls> {
-    let outputs =
-        [Where::InPlace, Where::Rows, Where::ByExpert, Where::ByExpertGiven, Where::ByExpertUnweighted];
-    (
-        any::<bool>(),
-        any::<bool>(),
-        1u32..5,
-        prop::sample::select(outputs.to_vec()),
-        0usize..3,
-        prop::sample::select(vec![Back::Nothing, Back::InPlace, Back::Foreign]),
-        0usize..3,
-    )
-        .prop_map(|(tokens_on_device, scales_by_word, sms, outputs, biases, slots, follow)| Calls {
-            tokens_on_device,
-            scales_by_word,
-            transport: Transport::Kernel,
-            sms: Some(sms),
-            outputs,
-            biases,
-            slots,
-            follow,
-        })
-}
-
-/// Makes the parts of a case fit each other.
-fn fit(shape: Shape, settings: Settings, mut calls: Calls, seed: u64) -> Case {
-    const TOKENS: u32 = 24;
-    let Shape { ranks, experts, slots, .. } = shape;
-    let hidden = shape.eights * 8 * if settings.element.row_bytes(8) < 16 { 2 } else { 1 };
-    let most = ranks as u64 * u64::from(TOKENS);
-    let percent = settings.room.unwrap_or(100).min(100);
-    let by_expert = settings.alignment.map(|alignment| {
-        let rows = most * u64::from(slots) * percent / 100;
-        ExpertMajor { alignment, rows: settings.room.map(|_| rows as u32) }
-    });
-    if by_expert.is_none() && !matches!(calls.outputs, Where::InPlace | Where::Rows) {
-        calls.outputs = Where::InPlace;
-    }
-    if settings.copy_engine && by_expert.is_none() {
-        calls.transport = Transport::CopyEngine;
-    }
-    let config = Config {
-        element: settings.element,
-        combined: settings.combined,
-        scale_layout: if settings.column_major { ScaleLayout::ColumnMajor } else { ScaleLayout::RowMajor },
-        sides: settings.sides,
-        receive_rows: settings.room.filter(|_| by_expert.is_none()).map(|_| (most * percent / 100) as u32),
-        expert_major: by_expert,
-        overflow: if settings.room.is_some() { Overflow::Cap } else { Overflow::Fail },
-        ranks_per_node: Some(shape.ranks_per_node as u32),
-        copy_engine: settings.copy_engine,
-        in_flight: settings.in_flight,
-        handles: Some(settings.in_flight + 1),
-        bulk_copy: Some(!settings.plain),
-        ..Config::new(experts, slots, hidden, TOKENS)
-    };
-    let tokens = shape.counts.chunks(5).map(|round| round[..ranks].to_vec()).collect();
-    Case { config, tokens, mask_one_in: shape.mask_one_in, seed, calls }
-}
+/// What the emulator does in a moment.
+const SMALL: Limits = Limits { ranks: 5, tokens: 24, eights: 40, rounds: 2, sms: 4 };
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn any_case_under_any_schedule(
-        shape in shapes(),
-        settings in settings(),
-        calls in calls(),
-        seed in 0u64..1000,
+        case in common::random::cases(SMALL),
+        schedule in 0u64..1000,
     ) {
-        check(&fit(shape, settings, calls, seed), &Backend::emulator(seed));
+        check(&case, &Backend::emulator(schedule));
     }
 }

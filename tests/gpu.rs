@@ -8,10 +8,15 @@ mod skip;
 #[path = "common/streams.rs"]
 mod streams;
 
-use common::{Calls, Case, check};
+use common::random::Limits;
+use common::{Calls, Case, Where, check};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 use std::time::Duration;
 use tokenrail::gpu::CudaOptions;
-use tokenrail::{Backend, Buffer, Config, Element, Exchange, Group, Input, Member, Stream};
+use tokenrail::{
+    Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, Member, Stream, Transport,
+};
 
 /// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
 /// kernels occupy them all would wait for each other: one at a time.
@@ -152,14 +157,75 @@ fn without_bulk_copies() {
     });
 }
 
+/// The expert-major form, with room for everything.
+fn aligned(alignment: u32) -> Option<ExpertMajor> {
+    Some(ExpertMajor { alignment, rows: None })
+}
+
+#[test]
+fn by_expert() {
+    on_gpus(|backend| {
+        for (element, bulk_copy) in
+            [(Element::Bf16, None), (Element::Fp8E4m3, None), (Element::Fp8E4m3, Some(false))]
+        {
+            let config =
+                Config { element, bulk_copy, expert_major: aligned(64), ..Config::new(32, 6, 1040, 300) };
+            let calls = Calls { outputs: Where::ByExpert, follow: 1, ..Calls::default() };
+            check(&Case { config, tokens: rounds(4, 300), mask_one_in: 6, seed: 6, calls }, backend);
+        }
+    });
+}
+
+#[test]
+fn full_size_by_expert() {
+    on_gpus(|backend| {
+        let config = Config {
+            element: Element::Fp8E4m3,
+            expert_major: aligned(128),
+            ..Config::new(256, 8, 7168, 1024)
+        };
+        let calls = Calls { outputs: Where::ByExpert, ..Calls::default() };
+        check(&Case { config, tokens: vec![vec![1024; 2]], mask_one_in: 0, seed: 7, calls }, backend);
+    });
+}
+
+#[test]
+fn copy_engines() {
+    on_gpus(|backend| {
+        let config = Config { copy_engine: true, sides: vec![64], ..Config::new(32, 4, 1024, 300) };
+        let calls = Calls { transport: Transport::CopyEngine, follow: 1, ..Calls::default() };
+        check(&Case { config, tokens: rounds(4, 300), mask_one_in: 6, seed: 8, calls }, backend);
+    });
+}
+
+#[test]
+fn captured_overlapping_and_beside_each_other() {
+    on_gpus(common::overlap::check);
+}
+
+/// Random cases until so many exchanges were checked: 200, or what TOKENRAIL_SOAK says.
+#[test]
+fn soak() {
+    let wanted: usize =
+        std::env::var("TOKENRAIL_SOAK").map_or(200, |text| text.parse().expect("TOKENRAIL_SOAK is a number"));
+    on_gpus(|backend| {
+        let limits = Limits { ranks: 4, tokens: 300, eights: 200, rounds: 25, sms: 24 };
+        let mut runner = TestRunner::deterministic();
+        let mut exchanges = 0;
+        while exchanges < wanted / 2 {
+            let case = common::random::cases(limits).new_tree(&mut runner).unwrap().current();
+            check(&case, backend);
+            exchanges += case.tokens.len() * (1 + case.calls.follow);
+        }
+        println!("{exchanges} exchanges of random cases");
+    });
+}
+
 #[test]
 fn full_size() {
     on_gpus(|backend| {
         let config = Config::new(256, 8, 7168, 4096);
-        check(
-            &Case { config, tokens: vec![vec![4096; 2]], mask_one_in: 0, seed: 5, calls: Calls::default() },
-            backend,
-        );
+        check(&Case::new(config, &[&[4096, 4096]], 0), backend);
     });
 }
 

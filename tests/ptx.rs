@@ -173,7 +173,8 @@ fn flags_are_released_and_acquired_across_the_system() {
         // is the compiler's to say: the loop that checks expert ids is unrolled.
         let reports = kernel.count("atom.acq_rel.gpu.global.cas.b32");
         let released = kernel.count("st.release.sys.global.u64");
-        assert_eq!(released, source.flags_set + reports, "{what}: {reports} of them reports");
+        // A compiler may write one store out twice, where ways part; none may go.
+        assert!(released >= source.flags_set + reports, "{what}: {released}, {reports} of them reports");
         assert_eq!(kernel.count("ld.acquire.sys.global.u64"), source.flags_awaited, "{what}");
         // Nothing that others write is read through the cache that is not kept coherent.
         let incoherent = instructions(kernel, |opcode| opcode.split('.').any(|part| part == "nc"));

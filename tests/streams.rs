@@ -21,7 +21,6 @@ on_the_emulator! {
     gpus_are_ordered_by_events
     a_graph_does_its_work_again_at_every_launch
     a_capture_forks_and_joins
-    a_graph_is_part_of_another
     an_exchange_is_captured
     what_a_capture_refuses
     a_stream_goes_on_after_a_capture_that_failed

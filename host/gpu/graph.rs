@@ -19,7 +19,7 @@ pub struct Graph {
 }
 
 impl Stream {
-    /// Keeps the work that `issue` gives this stream (kernels, copies, fills, launches of other graphs) for later,
+    /// Keeps the work that `issue` gives this stream (kernels, copies, fills) for later,
     /// rather than doing it, and gives the graph that it makes, with what `issue` returns.
     ///
     /// Other streams of this GPU become part of the capture by waiting for an event that was recorded in it
@@ -50,8 +50,10 @@ impl Graph {
     /// other, on whichever streams they are.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a stream that another [`Gpu`](super::Gpu) has made, [`Error::Device`] if the driver refuses.
+    /// [`Error::Argument`] for a stream that another [`Gpu`](super::Gpu) has made, [`Error::Capture`] in a capture: the
+    /// driver does not make a graph part of another in this way; [`Error::Device`] if it refuses.
     pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
+        stream.0.runs("the launch of a graph")?;
         stream.0.of(&self.core)?.issue(|queue| self.replay.launch(queue))
     }
 }

@@ -3,6 +3,7 @@
 pub mod formats;
 pub mod overlap;
 pub mod probe;
+pub mod random;
 
 use std::fmt::Debug;
 use tokenrail::gpu::{Plain, View};

@@ -25,7 +25,9 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
         }
         if BY_EXPERT {
             // Receivers place rows by these as soon as the flag has come.
-            send_expert_counts::<true>(block);
+            for expert in thread::strided(exchange.shape.experts) {
+                send_expert_count::<true>(block, expert);
+            }
         }
         let invalid = block::barrier_or(invalid);
         if block::is_first_thread() {
@@ -41,10 +43,6 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
                 fixed(block, word - ranks, status, id)
             }
         });
-        if !BY_EXPERT {
-            // Nobody waits for these: the flag behind the rows covers them, as `arrive` meets this block.
-            send_expert_counts::<false>(block);
-        }
     }
 }
 
@@ -132,47 +130,63 @@ unsafe fn sum_tokens(block: &Block) {
     }
 }
 
-/// Sends this rank's pairs of each expert to the expert's owner. With `BASES` each block's count becomes the sum of
-/// those before it.
+/// By every block, once the plan is made: sends its share of the counts per expert. Nobody waits for them: the flags
+/// behind the rows cover them. One warp of each block does, while the others begin to send.
+///
+/// # Safety
+/// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); the own rank's count flag was acquired.
 #[inline(always)]
-unsafe fn send_expert_counts<const BASES: bool>(block: &Block) {
+pub unsafe fn send_expert_counts(block: &Block) {
+    if thread::warp_index() + 1 != thread::warps() {
+        return;
+    }
+    let mut expert = thread::block_index() * thread::WARP + thread::lane();
+    while expert < block.args.exchange.shape.experts {
+        // SAFETY: the caller's promise.
+        unsafe { send_expert_count::<false>(block, expert) };
+        expert += thread::grid_size() * thread::WARP;
+    }
+}
+
+/// Sends this rank's pairs of an expert to the expert's owner. With `BASES` each block's count becomes the sum of those
+/// before it.
+#[inline(always)]
+unsafe fn send_expert_count<const BASES: bool>(block: &Block, expert: u32) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let (experts, own) = (shape.experts, shape.experts_per_rank());
     let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
     let block_experts = exchange.work(exchange.work.block_experts);
-    for expert in thread::strided(experts) {
-        let at = |block: u32| block_experts.word(block * experts + expert);
-        let mut sum = 0;
-        let mut first = 0;
-        while first < thread::grid_size() {
-            // SAFETY: the contract; counts of blocks past the last are not touched.
-            unsafe {
-                // Four at a time, so that their loads are on their way together.
-                let counted = |next: u32| {
-                    if first + next < thread::grid_size() { mem::load_u32(at(first + next)) } else { 0 }
-                };
-                let (a, b, c, d) = (counted(0), counted(1), counted(2), counted(3));
-                if BASES {
-                    let base = |next: u32, sum: u32| {
-                        if first + next < thread::grid_size() {
-                            mem::store_u32(at(first + next), sum);
-                        }
-                    };
-                    base(0, sum);
-                    base(1, sum + a);
-                    base(2, sum + a + b);
-                    base(3, sum + a + b + c);
-                }
-                sum += a + b + c + d;
-            }
-            first += 4;
-        }
-        let (peer, local) = (expert / own, expert % own);
-        // SAFETY: the contract; the word is this rank's.
+    let at = |block: u32| block_experts.word(block * experts + expert);
+    let mut sum = 0;
+    let mut first = 0;
+    while first < thread::grid_size() {
+        // SAFETY: the contract; counts of blocks past the last are not touched.
         unsafe {
-            let arena = exchange.peer(peer);
-            mem::store_u32(arena.offset(own_counts).word(shape.ranks + counts::FIXED + local), sum);
+            // Four at a time, so that their loads are on their way together.
+            let counted = |next: u32| {
+                if first + next < thread::grid_size() { mem::load_u32(at(first + next)) } else { 0 }
+            };
+            let (a, b, c, d) = (counted(0), counted(1), counted(2), counted(3));
+            if BASES {
+                let base = |next: u32, sum: u32| {
+                    if first + next < thread::grid_size() {
+                        mem::store_u32(at(first + next), sum);
+                    }
+                };
+                base(0, sum);
+                base(1, sum + a);
+                base(2, sum + a + b);
+                base(3, sum + a + b + c);
+            }
+            sum += a + b + c + d;
         }
+        first += 4;
+    }
+    let (peer, local) = (expert / own, expert % own);
+    // SAFETY: the contract; the word is this rank's.
+    unsafe {
+        let arena = exchange.peer(peer);
+        mem::store_u32(arena.offset(own_counts).word(shape.ranks + counts::FIXED + local), sum);
     }
 }

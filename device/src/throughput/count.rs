@@ -219,7 +219,9 @@ unsafe fn count_tokens(block: &Block) {
             }
         }
         round += thread::block_size();
-        // The next round's counts take the place of this one's.
-        block::barrier();
+        if round < block.tokens.end {
+            // The next round's counts take the place of this one's.
+            block::barrier();
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! A block owns a contiguous range of tokens and goes through these phases, one file each:
 //! 1. `count` its tokens per rank and expert, and each token's place among the block's tokens for a rank;
 //! 2. `announce`: the last block to arrive adds up, and writes this rank's row of counts to every
-//!    peer (those per expert after its flag where nobody waits for them yet);
+//!    peer (those per expert only with the expert-major form: otherwise nobody waits for them, and they come later);
 //! 3. `plan`: with the counts of all ranks the row of every token on its destination is known;
 //! 4. `send` the rows; beside it, for the expert-major form, other warps
 //!    `expand` what arrives;
@@ -312,6 +312,9 @@ unsafe fn dispatch<const BY_EXPERT: bool>(
         }
         let plan = plan::plan::<BY_EXPERT>(&block);
         if plan.send {
+            if !BY_EXPERT && args.cached == 0 {
+                announce::send_expert_counts(&block);
+            }
             if thread::warp_index() < args.senders {
                 send_rows(&block);
             } else if plan.expand {

@@ -90,19 +90,33 @@ pub unsafe fn slots(args: &CombineArgs, all: u32) {
     }
 }
 
-/// Adds the biases of a quad at `offset` of the output, rounds and writes it.
+/// Rounds a quad at `offset` of the output and writes it, the biases added first if there are any.
 #[inline(always)]
-unsafe fn finish<H: Half>(args: &CombineArgs, mut sums: Sums, offset: u64) {
+unsafe fn finish<H: Half, const BIASED: bool>(args: &CombineArgs, mut sums: Sums, offset: u64) {
     // SAFETY: the contract of CombineArgs.
     unsafe {
-        if !args.bias[0].is_null() {
-            sums.add(Sums::first::<H>(mem::load_quad(args.bias[0].offset(offset))));
-        }
-        if !args.bias[1].is_null() {
-            sums.add(Sums::first::<H>(mem::load_quad(args.bias[1].offset(offset))));
+        if BIASED {
+            if !args.bias[0].is_null() {
+                sums.add(Sums::first::<H>(mem::load_quad(args.bias[0].offset(offset))));
+            }
+            if !args.bias[1].is_null() {
+                sums.add(Sums::first::<H>(mem::load_quad(args.bias[1].offset(offset))));
+            }
         }
         mem::store_quad(args.out.offset(offset), sums.round::<H>());
     }
+}
+
+/// Calls one of four forms of a function, so that the innermost loop has no branch that is decided by the arguments.
+macro_rules! by_format_and_bias {
+    ($function:ident, $args:expr, $all:expr) => {
+        match ($args.exchange.shape.f16 != 0, !($args.bias[0].is_null() && $args.bias[1].is_null())) {
+            (false, false) => $function::<Bf16, false>($args, $all),
+            (false, true) => $function::<Bf16, true>($args, $all),
+            (true, false) => $function::<F16, false>($args, $all),
+            (true, true) => $function::<F16, true>($args, $all),
+        }
+    };
 }
 
 /// Pulls and sums by 16-byte loads.
@@ -112,13 +126,11 @@ unsafe fn finish<H: Half>(args: &CombineArgs, mut sums: Sums, offset: u64) {
 #[inline(always)]
 pub unsafe fn plain(args: &CombineArgs, all: u32) {
     // SAFETY: the caller's promise.
-    unsafe {
-        if args.exchange.shape.f16 == 0 { plain_of::<Bf16>(args, all) } else { plain_of::<F16>(args, all) }
-    }
+    unsafe { by_format_and_bias!(plain_of, args, all) }
 }
 
 #[inline(always)]
-unsafe fn plain_of<H: Half>(args: &CombineArgs, all: u32) {
+unsafe fn plain_of<H: Half, const BIASED: bool>(args: &CombineArgs, all: u32) {
     let quads = args.exchange.shape.output_bytes() / 16;
     for token in tokens(all) {
         // SAFETY: the contract of CombineArgs; all lanes of the warp take the same way.
@@ -137,7 +149,7 @@ unsafe fn plain_of<H: Half>(args: &CombineArgs, all: u32) {
                     }
                 }
                 if quad < quads {
-                    finish::<H>(args, sums, 16 * (token as u64 * quads as u64 + quad as u64));
+                    finish::<H, BIASED>(args, sums, 16 * (token as u64 * quads as u64 + quad as u64));
                 }
                 quad += thread::WARP;
             }
@@ -154,14 +166,12 @@ unsafe fn plain_of<H: Half>(args: &CombineArgs, all: u32) {
 #[inline(always)]
 pub unsafe fn bulk(args: &CombineArgs, all: u32) {
     // SAFETY: the caller's promise.
-    unsafe {
-        if args.exchange.shape.f16 == 0 { bulk_of::<Bf16>(args, all) } else { bulk_of::<F16>(args, all) }
-    }
+    unsafe { by_format_and_bias!(bulk_of, args, all) }
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 #[inline(always)]
-unsafe fn bulk_of<H: Half>(args: &CombineArgs, all: u32) {
+unsafe fn bulk_of<H: Half, const BIASED: bool>(args: &CombineArgs, all: u32) {
     let shape = &args.exchange.shape;
     let (stages, piece_bytes) = (args.stages, args.piece_bytes);
     let stage_bytes = piece_bytes * shape.route_width();
@@ -232,7 +242,7 @@ unsafe fn bulk_of<H: Half>(args: &CombineArgs, all: u32) {
                     for part in 1..count {
                         sums.add(Sums::first::<H>(shared::load_quad(at + part * piece_bytes)));
                     }
-                    finish::<H>(args, sums, out + 16 * quad as u64);
+                    finish::<H, BIASED>(args, sums, out + 16 * quad as u64);
                 }
             }
             // Everybody has read the stage before it is pulled into again.

@@ -154,10 +154,11 @@ unsafe fn send_companions<const BY_EXPERT: bool>(block: &Block, token: u32, rout
             }
         }
         let strides = shape.scale_strides(shape.rows);
+        let from = args.x_scales.offset(4 * args.x_scale_strides.place(token, 0));
+        let to = peer.offset(arena.scales + 4 * strides.place(row, 0));
         for scale in thread::lane_strided(shape.scales) {
-            let from = args.x_scales.offset(4 * args.x_scale_strides.place(token, scale));
-            let to = peer.offset(arena.scales).offset(4 * strides.place(row, scale));
-            mem::store_u32(to, mem::load_u32(from));
+            let value = mem::load_u32(from.offset(4 * args.x_scale_strides.place(0, scale)));
+            mem::store_u32(to.offset(4 * strides.place(0, scale)), value);
         }
         if thread::lane() == 0 {
             let source = (token as u64) << 32 | exchange.rank as u64;
