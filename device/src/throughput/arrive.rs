@@ -213,7 +213,8 @@ unsafe fn count_experts(block: &Block, arrived: bool) {
         }
         block::barrier();
         let own = exchange.own();
-        if arrived && mem::load_u32(exchange.handle(handle.dropped_rows)) == 0 {
+        let dropped = arrived && shape.cap != 0 && mem::load_u32(exchange.handle(handle.dropped_rows)) != 0;
+        if arrived && !dropped {
             // A thread takes a pair, so that all loads are on their way at once.
             for pair in thread::strided(ranks * experts) {
                 let (source, expert) = (pair / experts, pair % experts);

@@ -15,7 +15,7 @@
 
 use super::{announce, arrive, count, expand, meet, plan, send};
 use crate::gpu::mem::{self, Address};
-use crate::gpu::{clock, shared, thread};
+use crate::gpu::{block, clock, shared, thread};
 use crate::kernel::kernel;
 use crate::wire::{CHUNK, Exchange, Failure, MAX_SIDES, Phase, Report, ScaleStrides, Shape};
 
@@ -121,6 +121,9 @@ unsafe fn arrive_alone(args: DispatchArgs) {
     }
 }
 
+/// Bytes of an entry of the list of side tensors.
+pub(super) const SIDE_BYTES: u32 = 24;
+
 /// Offsets in a block's dynamic shared memory, from its base.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared {
@@ -141,6 +144,8 @@ pub struct Shared {
     pub starts: u32,
     /// u32 `[expert of this rank]`: where its rows end and padding begins.
     pub ends: u32,
+    /// u64 words, address and offset in the arena `[side]`.
+    pub sides: u32,
     /// mbarriers `[buffer]`.
     pub barriers: u32,
     /// Bytes `[buffer, stage_bytes]`.
@@ -164,7 +169,8 @@ impl Shared {
         let experts = warp_counts + ranks * warps;
         let starts = experts + 4 * if counted > pairs { counted } else { pairs };
         let ends = starts + 4 * (own + 1);
-        let barriers = (ends + 4 * own).next_multiple_of(8);
+        let sides = (ends + 4 * own).next_multiple_of(8);
+        let barriers = sides + SIDE_BYTES * MAX_SIDES as u32;
         let stages = (barriers + 8 * buffers).next_multiple_of(128);
         Self {
             totals,
@@ -175,6 +181,7 @@ impl Shared {
             experts,
             starts,
             ends,
+            sides,
             barriers,
             stages,
             bytes: stages + buffers * stage_bytes,
@@ -191,6 +198,7 @@ impl Shared {
             experts: self.experts + base,
             starts: self.starts + base,
             ends: self.ends + base,
+            sides: self.sides + base,
             barriers: self.barriers + base,
             stages: self.stages + base,
             bytes: self.bytes,
@@ -309,6 +317,9 @@ unsafe fn dispatch<const BY_EXPERT: bool>(
             }
         } else if thread::block_index() == 0 {
             announce::announce_handle(&block);
+        }
+        if exchange.shape.side_words[0] != 0 && block::is_first_thread() {
+            send::list_sides(&block);
         }
         let plan = plan::plan::<BY_EXPERT>(&block);
         if plan.send {

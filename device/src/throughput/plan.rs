@@ -65,14 +65,16 @@ pub unsafe fn plan<const BY_EXPERT: bool>(block: &Block) -> Plan {
     }
 }
 
-/// False, and a report, if a peer's input is invalid or it does not follow the same handle. A thread looks at some peers.
+/// False, and a report, if a peer's input is invalid or it does not follow the same handle. The block's last warp looks:
+/// the first ones place ranks.
 #[inline(always)]
 unsafe fn agree(block: &Block, own: Address) -> bool {
     let exchange = &block.args.exchange;
     let ranks = exchange.shape.ranks;
     let cached = block.args.cached != 0;
     let mut good = true;
-    for peer in thread::strided(ranks) {
+    let looks = thread::warp_index() + 1 == thread::warps();
+    for peer in thread::lane_strided(if looks { ranks } else { 0 }) {
         // SAFETY: the contract; `plan` has acquired the counts.
         unsafe {
             let word = |word: u32| mem::load_u32(block.count_word(own, peer, ranks + word));

@@ -1,6 +1,6 @@
 //! Dispatch, phase 4: the sending of a block's rows, warp by warp: the row itself, and what travels beside it.
 
-use super::dispatch::Block;
+use super::dispatch::{Block, SIDE_BYTES};
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::gpu::bulk;
 use crate::gpu::mem::{self, Address};
@@ -127,63 +127,150 @@ unsafe fn destination(block: &Block, route: u64) -> Address {
     }
 }
 
-/// Writes what travels beside a row: scales, expert ids as numbers of the destination, weights, the source, and side
-/// tensors. The lanes of a warp share the words.
-#[inline(always)]
-unsafe fn send_companions<const BY_EXPERT: bool>(block: &Block, token: u32, route: u64) {
-    let args = block.args;
-    let exchange = &args.exchange;
-    let (shape, arena) = (&exchange.shape, &exchange.arena);
-    let (rank, row) = (rank_of(route), row_of(route));
-    // SAFETY: the contract of DispatchArgs; the row is this token's alone.
-    unsafe {
-        let peer = exchange.peer(rank);
-        let ids = if args.cached != 0 { exchange.handle(exchange.handle.topk_idx) } else { args.topk_idx };
-        for slot in thread::lane_strided(shape.topk) {
-            let pair = token * shape.topk + slot;
-            let expert = mem::load_u32(ids.word(pair));
-            let weight =
-                if args.topk_weights.is_null() { 0 } else { mem::load_u32(args.topk_weights.word(pair)) };
-            let local = expert.wrapping_sub(rank * shape.experts_per_rank());
-            let here = expert < shape.experts && local < shape.experts_per_rank();
-            let at = row * shape.topk + slot;
-            mem::store_u32(peer.offset(arena.topk_idx).word(at), if here { local } else { u32::MAX });
-            mem::store_u32(peer.offset(arena.topk_weights).word(at), if here { weight } else { 0 });
-            if BY_EXPERT && here {
-                mem::store_u32(peer.offset(arena.places).word(at), place(block, pair, expert));
+/// Words of scales that a lane holds; a row may have more.
+const HELD: u32 = 2;
+
+/// What travels beside a row, in so far as this lane has it: loaded once for all destinations, while the row is on its
+/// way.
+struct Companions {
+    token: u32,
+    /// This lane's slot: its expert, weight and, with the expert-major form, place.
+    expert: u32,
+    weight: u32,
+    place: u32,
+    /// This lane's first words of scales.
+    scales: [u32; HELD as usize],
+}
+
+impl Companions {
+    const NONE: Self = Self { token: 0, expert: u32::MAX, weight: 0, place: 0, scales: [0; HELD as usize] };
+
+    #[inline(always)]
+    unsafe fn load<const BY_EXPERT: bool>(block: &Block, token: u32) -> Self {
+        let args = block.args;
+        let exchange = &args.exchange;
+        let shape = &exchange.shape;
+        let mut companions = Self { token, ..Self::NONE };
+        // SAFETY: the contract of DispatchArgs.
+        unsafe {
+            if thread::lane() < shape.topk {
+                let pair = token * shape.topk + thread::lane();
+                let ids =
+                    if args.cached != 0 { exchange.handle(exchange.handle.topk_idx) } else { args.topk_idx };
+                companions.expert = mem::load_u32(ids.word(pair));
+                if !args.topk_weights.is_null() {
+                    companions.weight = mem::load_u32(args.topk_weights.word(pair));
+                }
+                if BY_EXPERT && companions.expert < shape.experts {
+                    companions.place = place(block, pair, companions.expert);
+                }
+            }
+            let lane = thread::lane();
+            if lane < shape.scales {
+                companions.scales[0] = mem::load_u32(scale_at(block, token, lane));
+            }
+            if lane + thread::WARP < shape.scales {
+                companions.scales[1] = mem::load_u32(scale_at(block, token, lane + thread::WARP));
             }
         }
-        let strides = shape.scale_strides(shape.rows);
-        let from = args.x_scales.offset(4 * args.x_scale_strides.place(token, 0));
-        let to = peer.offset(arena.scales + 4 * strides.place(row, 0));
-        for scale in thread::lane_strided(shape.scales) {
-            let value = mem::load_u32(from.offset(4 * args.x_scale_strides.place(0, scale)));
-            mem::store_u32(to.offset(4 * strides.place(0, scale)), value);
-        }
-        if thread::lane() == 0 {
-            let source = (token as u64) << 32 | exchange.rank as u64;
-            mem::store_u64(peer.offset(arena.sources).long(row), source);
-        }
-        // Written out, as an index at run time would put the arguments into local memory.
-        const { assert!(MAX_SIDES == 8) };
-        let side = |words: u32, from: Address, to: u64| {
-            for word in thread::lane_strided(words) {
-                let value = mem::load_u32(from.offset(4 * (token as u64 * words as u64 + word as u64)));
-                mem::store_u32(peer.offset(to).offset(4 * (row as u64 * words as u64 + word as u64)), value);
+        companions
+    }
+
+    /// Writes this token's part of every side tensor.
+    #[inline(always)]
+    unsafe fn send_sides(&self, block: &Block, peer: Address, row: u32) {
+        for side in 0..MAX_SIDES as u32 {
+            let at = block.shared.sides + SIDE_BYTES * side;
+            // SAFETY: `list_sides` has written the list, before a barrier; the row is this token's alone.
+            unsafe {
+                let words = shared::load_u64(at);
+                let from = Address(shared::load_u64(at + 8)).offset(4 * self.token as u64 * words);
+                let to = peer.offset(shared::load_u64(at + 16) + 4 * row as u64 * words);
+                for word in thread::lane_strided(words as u32) {
+                    mem::store_u32(to.word(word), mem::load_u32(from.word(word)));
+                }
             }
-        };
-        let words = &shape.side_words;
-        if words[0] != 0 {
-            side(words[0], args.sides[0], arena.sides[0]);
-            side(words[1], args.sides[1], arena.sides[1]);
-            side(words[2], args.sides[2], arena.sides[2]);
-            side(words[3], args.sides[3], arena.sides[3]);
-            side(words[4], args.sides[4], arena.sides[4]);
-            side(words[5], args.sides[5], arena.sides[5]);
-            side(words[6], args.sides[6], arena.sides[6]);
-            side(words[7], args.sides[7], arena.sides[7]);
         }
     }
+
+    /// Writes them beside the row of `route`: scales, expert ids as numbers of the destination, weights, the source, and
+    /// side tensors.
+    #[inline(always)]
+    unsafe fn send<const BY_EXPERT: bool>(&self, block: &Block, route: u64) {
+        let args = block.args;
+        let exchange = &args.exchange;
+        let (shape, arena) = (&exchange.shape, &exchange.arena);
+        let (rank, row) = (rank_of(route), row_of(route));
+        let lane = thread::lane();
+        // SAFETY: the contract of DispatchArgs; the row is this token's alone.
+        unsafe {
+            let peer = exchange.peer(rank);
+            if lane < shape.topk {
+                let local = self.expert.wrapping_sub(rank * shape.experts_per_rank());
+                let here = self.expert < shape.experts && local < shape.experts_per_rank();
+                let at = row * shape.topk + lane;
+                mem::store_u32(peer.offset(arena.topk_idx).word(at), if here { local } else { u32::MAX });
+                mem::store_u32(peer.offset(arena.topk_weights).word(at), if here { self.weight } else { 0 });
+                if BY_EXPERT && here {
+                    mem::store_u32(peer.offset(arena.places).word(at), self.place);
+                }
+            }
+            let strides = shape.scale_strides(shape.rows);
+            let to = peer.offset(arena.scales + 4 * strides.place(row, 0));
+            let [first, second] = self.scales;
+            if lane < shape.scales {
+                mem::store_u32(to.offset(4 * strides.place(0, lane)), first);
+            }
+            if lane + thread::WARP < shape.scales {
+                mem::store_u32(to.offset(4 * strides.place(0, lane + thread::WARP)), second);
+            }
+            let mut scale = lane + HELD * thread::WARP;
+            while scale < shape.scales {
+                let value = mem::load_u32(scale_at(block, self.token, scale));
+                mem::store_u32(to.offset(4 * strides.place(0, scale)), value);
+                scale += thread::WARP;
+            }
+            if lane == 0 {
+                let source = (self.token as u64) << 32 | exchange.rank as u64;
+                mem::store_u64(peer.offset(arena.sources).long(row), source);
+            }
+            if shape.side_words[0] != 0 {
+                self.send_sides(block, peer, row);
+            }
+        }
+    }
+}
+
+/// Puts the side tensors into shared memory, where they can be gone through by a loop: an index at run time would put
+/// the arguments into local memory. One thread, before a barrier of the block.
+#[inline(always)]
+pub unsafe fn list_sides(block: &Block) {
+    const { assert!(MAX_SIDES == 8) };
+    let args = block.args;
+    let (words, from, to) = (&args.exchange.shape.side_words, &args.sides, &args.exchange.arena.sides);
+    let list = |side: u32, words: u32, from: Address, to: u64| {
+        let at = block.shared.sides + SIDE_BYTES * side;
+        // SAFETY: the list has room for every side.
+        unsafe {
+            shared::store_u64(at, words as u64);
+            shared::store_u64(at + 8, from.0);
+            shared::store_u64(at + 16, to);
+        }
+    };
+    list(0, words[0], from[0], to[0]);
+    list(1, words[1], from[1], to[1]);
+    list(2, words[2], from[2], to[2]);
+    list(3, words[3], from[3], to[3]);
+    list(4, words[4], from[4], to[4]);
+    list(5, words[5], from[5], to[5]);
+    list(6, words[6], from[6], to[6]);
+    list(7, words[7], from[7], to[7]);
+}
+
+/// Where a word of a token's scales is.
+#[inline(always)]
+fn scale_at(block: &Block, token: u32, word: u32) -> Address {
+    block.args.x_scales.offset(4 * block.args.x_scale_strides.place(token, word))
 }
 
 /// The place of a pair among this rank's pairs of its expert; kept for dispatches that follow the handle. Once per pair.
@@ -251,7 +338,8 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
     for token in Walk::new::<BY_EXPERT>(block) {
         let from = block.args.x.offset(token as u64 * row_bytes as u64);
         // SAFETY: the contract of DispatchArgs.
-        let route = unsafe { resolve(block, token) };
+        let (route, companions) =
+            unsafe { (resolve(block, token), Companions::load::<BY_EXPERT>(block, token)) };
         for_each_route(route, |route| {
             // SAFETY: as above.
             unsafe {
@@ -260,7 +348,7 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
                     let at = 16 * quad as u64;
                     mem::store_quad(to.offset(at), mem::load_quad(from.offset(at)));
                 }
-                send_companions::<BY_EXPERT>(block, token, route);
+                companions.send::<BY_EXPERT>(block, route);
             }
         });
         if BY_EXPERT && ends_chunk(block, token) {
@@ -321,30 +409,40 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
     }
     let (mut stage, mut parity) = (0, 0);
     for token in Walk::new::<BY_EXPERT>(block) {
-        // SAFETY: the contract of DispatchArgs.
-        let route = unsafe { resolve(block, token) };
+        let (mut route, mut companions) = (NO_ROUTE, Companions::NONE);
         for piece in 0..pieces {
             if driver {
                 // The buffer to load next is the one that the last piece's stores read.
                 bulk::wait_read();
                 load_next();
+            }
+            if piece == 0 {
+                // While the row is on its way.
+                // SAFETY: the contract of DispatchArgs.
+                unsafe {
+                    route = resolve(block, token);
+                    companions = Companions::load::<BY_EXPERT>(block, token);
+                }
+            }
+            if driver {
                 // SAFETY: this warp's own mbarrier. Partner: the load of this piece, which completes on it.
                 unsafe { bulk::mbarrier_wait(barrier(stage), parity) };
             }
             for_each_route(route, |route| {
-                // SAFETY: the contract of DispatchArgs; the piece lies within the row.
-                unsafe {
-                    if driver {
+                if driver {
+                    // SAFETY: the contract of DispatchArgs; the piece lies within the row.
+                    unsafe {
                         let to = destination(block, route).offset((piece * stage_bytes) as u64);
                         bulk::store(to, buffer(stage), piece_bytes(piece));
-                    }
-                    if piece == 0 {
-                        send_companions::<BY_EXPERT>(block, token, route);
                     }
                 }
             });
             if driver {
                 bulk::commit();
+            }
+            if piece == 0 {
+                // SAFETY: the contract of DispatchArgs.
+                for_each_route(route, |route| unsafe { companions.send::<BY_EXPERT>(block, route) });
             }
             stage += 1;
             if stage == stages {
