@@ -38,10 +38,10 @@ const NOTHING: Source = Source {
     quads: [false, false],
 };
 
-/// `barriers`: 4 in `count`, 2 in `arrive`'s sums of counts, 1 in each of two meetings. `barriers_or`: 1 each in `count`,
+/// `barriers`: 4 in `count`, 1 in `arrive`'s sums of counts, 1 in each of two meetings. `barriers_or`: 1 each in `count`,
 /// `announce` and `arrive`, 2 in `plan`, 1 in each meeting. Flags: `count_flags`, behind counts and behind a handle's
 /// name, and `data_flags`.
-const DISPATCH: Source = Source { barriers: 8, barriers_or: 7, flags_set: 3, flags_awaited: 2, ..NOTHING };
+const DISPATCH: Source = Source { barriers: 7, barriers_or: 7, flags_set: 3, flags_awaited: 2, ..NOTHING };
 
 /// Beside that: `barriers`: 1 before `count` places pairs, 2 in `plan`, and no sums of counts. Flags: `chunk_flags`.
 const BY_EXPERT: Source = Source { barriers: 9, flags_set: 4, flags_awaited: 3, ..DISPATCH };
@@ -64,7 +64,7 @@ const KERNELS: [Source; 14] = [
     // `arrive` alone.
     Source {
         name: "tokenrail_arrive",
-        barriers: 2,
+        barriers: 1,
         barriers_or: 1,
         flags_set: 1,
         flags_awaited: 1,

@@ -34,7 +34,8 @@ pub unsafe fn settle<const BY_EXPERT: bool>(block: &Block) {
                 let range = if sent { first << 32 | mine } else { 0 };
                 mem::store_u64(exchange.handle(handle.sent).long(rank), range);
             }
-            if thread::warp_index() == 0 {
+            // The first warps are about to wait for flags.
+            if thread::warp_index() + 1 == thread::warps() {
                 settle_rows(block, own, sent);
             }
             if BY_EXPERT && sent {
@@ -169,6 +170,11 @@ pub unsafe fn wait<const BY_EXPERT: bool>(block: &Block) {
     // SAFETY: the caller's promise.
     unsafe {
         let sent = sent(block);
+        if !BY_EXPERT {
+            for expert in thread::strided(shape.experts_per_rank()) {
+                shared::store_u32(block.shared.experts + 4 * expert, 0);
+            }
+        }
         let mut arrived = sent;
         if sent {
             for peer in thread::strided(ranks) {
@@ -198,7 +204,7 @@ pub unsafe fn wait<const BY_EXPERT: bool>(block: &Block) {
     }
 }
 
-/// Pairs received by each of this rank's experts.
+/// Pairs received by each of this rank's experts, whose sums are zero.
 #[inline(always)]
 unsafe fn count_experts(block: &Block, arrived: bool) {
     let exchange = &block.args.exchange;
@@ -208,10 +214,6 @@ unsafe fn count_experts(block: &Block, arrived: bool) {
     let sums = block.shared.experts;
     // SAFETY: the contract; the counts came with the rows, which have arrived if `arrived` says so.
     unsafe {
-        for expert in thread::strided(experts) {
-            shared::store_u32(sums + 4 * expert, 0);
-        }
-        block::barrier();
         let own = exchange.own();
         let dropped = arrived && shape.cap != 0 && mem::load_u32(exchange.handle(handle.dropped_rows)) != 0;
         if arrived && !dropped {
