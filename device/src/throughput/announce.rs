@@ -26,7 +26,7 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
         if BY_EXPERT {
             // Receivers place rows by these as soon as the flag has come.
             for expert in thread::strided(exchange.shape.experts) {
-                send_expert_count::<true>(block, expert);
+                place_blocks(block, expert);
             }
         }
         let invalid = block::barrier_or(invalid);
@@ -130,32 +130,50 @@ unsafe fn sum_tokens(block: &Block) {
     }
 }
 
-/// By every block, once the plan is made: sends its share of the counts per expert. Nobody waits for them: the flags
-/// behind the rows cover them. One warp of each block does, while the others begin to send.
+/// By all warps, once the plan is made: each sends its share of the counts per expert. Nobody waits for them: the flags
+/// behind the rows cover them.
 ///
 /// # Safety
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); the own rank's count flag was acquired.
 #[inline(always)]
 pub unsafe fn send_expert_counts(block: &Block) {
-    if thread::warp_index() + 1 != thread::warps() {
-        return;
-    }
-    let mut expert = thread::block_index() * thread::WARP + thread::lane();
-    while expert < block.args.exchange.shape.experts {
-        // SAFETY: the caller's promise.
-        unsafe { send_expert_count::<false>(block, expert) };
-        expert += thread::grid_size() * thread::WARP;
+    let exchange = &block.args.exchange;
+    let experts = exchange.shape.experts;
+    let block_experts = exchange.work(exchange.work.block_experts);
+    let first = thread::block_index() * thread::warps() + thread::warp_index();
+    for expert in thread::Strided::new(first, experts, thread::grid_size() * thread::warps()) {
+        let mut counted = 0;
+        for other in thread::lane_strided(thread::grid_size()) {
+            // SAFETY: the contract; the counts were acquired with the own rank's flag.
+            counted += unsafe { mem::load_u32(block_experts.word(other * experts + expert)) };
+        }
+        let counted = warp::sum(counted);
+        if thread::lane() == 0 {
+            // SAFETY: the caller's promise.
+            unsafe { tell_owner(block, expert, counted) };
+        }
     }
 }
 
-/// Sends this rank's pairs of an expert to the expert's owner. With `BASES` each block's count becomes the sum of those
-/// before it.
+/// Writes this rank's pairs of an expert to the expert's owner.
 #[inline(always)]
-unsafe fn send_expert_count<const BASES: bool>(block: &Block, expert: u32) {
+unsafe fn tell_owner(block: &Block, expert: u32, pairs: u32) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
-    let (experts, own) = (shape.experts, shape.experts_per_rank());
     let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
+    let (peer, local) = (expert / shape.experts_per_rank(), expert % shape.experts_per_rank());
+    // SAFETY: the contract; the word is this rank's.
+    unsafe {
+        let words = exchange.peer(peer).offset(own_counts);
+        mem::store_u32(words.word(shape.ranks + counts::FIXED + local), pairs);
+    }
+}
+
+/// Sends this rank's pairs of an expert to the expert's owner, and makes each block's count the sum of those before it.
+#[inline(always)]
+unsafe fn place_blocks(block: &Block, expert: u32) {
+    let exchange = &block.args.exchange;
+    let experts = exchange.shape.experts;
     let block_experts = exchange.work(exchange.work.block_experts);
     let at = |block: u32| block_experts.word(block * experts + expert);
     let mut sum = 0;
@@ -168,25 +186,19 @@ unsafe fn send_expert_count<const BASES: bool>(block: &Block, expert: u32) {
                 if first + next < thread::grid_size() { mem::load_u32(at(first + next)) } else { 0 }
             };
             let (a, b, c, d) = (counted(0), counted(1), counted(2), counted(3));
-            if BASES {
-                let base = |next: u32, sum: u32| {
-                    if first + next < thread::grid_size() {
-                        mem::store_u32(at(first + next), sum);
-                    }
-                };
-                base(0, sum);
-                base(1, sum + a);
-                base(2, sum + a + b);
-                base(3, sum + a + b + c);
-            }
+            let base = |next: u32, sum: u32| {
+                if first + next < thread::grid_size() {
+                    mem::store_u32(at(first + next), sum);
+                }
+            };
+            base(0, sum);
+            base(1, sum + a);
+            base(2, sum + a + b);
+            base(3, sum + a + b + c);
             sum += a + b + c + d;
         }
         first += 4;
     }
-    let (peer, local) = (expert / own, expert % own);
-    // SAFETY: the contract; the word is this rank's.
-    unsafe {
-        let arena = exchange.peer(peer);
-        mem::store_u32(arena.offset(own_counts).word(shape.ranks + counts::FIXED + local), sum);
-    }
+    // SAFETY: the caller's promise.
+    unsafe { tell_owner(block, expert, sum) };
 }
