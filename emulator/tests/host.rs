@@ -266,3 +266,35 @@ fn many_machines_at_once_do_not_disturb_each_other() {
         assert_eq!(logs[seed], logs[seed % 2], "the same seed gives the same run");
     }
 }
+
+/// Each of two threads uses a device of either machine, and waits first in the one, then in the other.
+#[test]
+fn two_machines_of_the_same_threads() {
+    let machines = [pair(0), pair(1)];
+    let words = machines.each_ref().map(|devices| Words::new(&devices[0], 2));
+    let at = [0, 1].map(|machine: usize| [0, 1].map(|word| words[machine].at(word)));
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let machines = &machines;
+            scope.spawn(move || {
+                let streams = [&machines[0][rank], &machines[1][rank]].map(|device| device.stream());
+                for (stream, at) in streams.iter().zip(at) {
+                    // Each kernel needs the other's, which the other thread may yet have to launch.
+                    let kernel = move || {
+                        store(at[rank], 1);
+                        assert!(wait(at[1 - rank], 1, 1_000_000), "the other did not come in time");
+                    };
+                    launch(stream, (1, 1), 0, kernel);
+                    if rank == 0 {
+                        stream.synchronize().unwrap();
+                    }
+                }
+                // The second machine first on rank 1, where rank 0 launches only after the first.
+                for stream in streams.iter().rev() {
+                    stream.synchronize().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(words.map(|words| words.read()), [[1, 1], [1, 1]]);
+}
