@@ -295,6 +295,9 @@ impl Config {
         let alignment = u64::from(form.alignment);
         let most = rows * u64::from(self.topk) + u64::from(experts) * (alignment - 1);
         let wanted = form.rows.map_or(most, u64::from);
+        if form.rows == Some(0) {
+            return Err(refuse("expert_major.rows", 0, "must be at least 1"));
+        }
         if wanted > most || wanted >= MAX_SLOTS {
             let limit = format!("{most} is the most there can be, and it must be below {MAX_SLOTS}");
             return Err(refuse("expert_major.rows", wanted, limit));

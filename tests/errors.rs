@@ -6,7 +6,11 @@ mod skip;
 use half::bf16;
 use std::time::Duration;
 use tokenrail::gpu::EmulatorOptions;
-use tokenrail::{Backend, Config, Error, Exchange, Group, Half, Input, Member, Routing, Stream};
+use tokenrail::gpu::View;
+use tokenrail::{
+    Backend, Config, Error, Exchange, ExpertMajor, Group, Half, Input, Member, Output, Outputs, Overflow,
+    Received, Routing, Stream, Tokens, Transport, Weights,
+};
 
 /// Runs every rank on a thread of its own; gives what each returned, in rank order.
 fn on_ranks<T: Send>(members: Vec<Member>, rank: impl Fn(Member) -> T + Sync) -> Vec<T> {
@@ -75,7 +79,7 @@ fn settings_that_are_not_possible() {
 
 #[test]
 fn more_sms_than_there_are() {
-    let config = Config { sms: Some(1000), ..Config::new(8, 2, 64, 4) };
+    let config = Config { sms: Some(1000), max_sms: 1000, ..Config::new(8, 2, 64, 4) };
     let errors = on_ranks(group(2), |member| text(Exchange::new(member, &config)));
     assert_eq!(errors, ["sms = 1000: emulated GPU has 132 for 1 ranks"; 2]);
 }
@@ -309,5 +313,214 @@ fn a_driver_that_is_not_there() {
             assert!(error.starts_with("a CUDA GPU is not available: the driver does not start: "), "{error}");
             assert_eq!(text(Group::in_process(2, &Backend::cuda()).map(drop)), error);
         }
+    }
+}
+
+/// The text of each rank's error where all make the same two dispatches and the second is refused by the kernels.
+fn second_dispatch<'a>(
+    config: &Config,
+    second: impl Fn(&mut Exchange, &Stream, &Received, [View; 2]) -> Result<(), Error> + Sync + 'a,
+) -> Vec<String> {
+    on_ranks(group(2), |member| {
+        let mut exchange = Exchange::new(member, config).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let x = gpu.upload(&[bf16::ONE; 4 * 64]).expect("memory");
+        let ids = gpu.upload(&[0, 7, 3, 4, 1, 2, 5, 6]).expect("memory");
+        let input = Input::new(&x, &ids, &ids, 4);
+        let received = exchange.dispatch(&stream, &input).expect("queued");
+        exchange.finish(&stream).expect("the first is fine");
+        let error = text(second(&mut exchange, &stream, &received, [x.view(), ids.view()]));
+        // The exchange goes on.
+        exchange.dispatch(&stream, &input).expect("queued");
+        exchange.finish(&stream).expect("a good call after a bad one");
+        error
+    })
+}
+
+#[test]
+fn ranks_that_follow_different_handles_send_nothing() {
+    let config = Config { handles: Some(3), ..Config::new(8, 2, 64, 4) };
+    let followed = |both: bool| {
+        second_dispatch(&config, move |exchange, stream, first, [x, ids]| {
+            let latest = exchange.dispatch(stream, &Input::new(x, ids, ids, 2))?;
+            let rank = exchange.rank();
+            let input = match (rank, both) {
+                (0, _) => Input::follow(x, first.handle()),
+                (_, true) => Input::follow(x, latest.handle()),
+                (_, false) => Input::new(x, ids, ids, 4),
+            };
+            exchange.dispatch(stream, &input)?;
+            exchange.finish(stream)
+        })
+    };
+    let error =
+        |peer| format!("rank {peer} follows another handle, or one of us follows none; nothing was sent");
+    assert_eq!(followed(true), [error(1), error(0)]);
+    assert_eq!(followed(false), [error(1), error(0)]);
+}
+
+#[test]
+fn handles_whose_memory_was_used_again() {
+    with_one_token(Config { handles: Some(2), ..Config::new(4, 2, 64, 4) }, |exchange, stream, input| {
+        let first = exchange.dispatch(stream, input).expect("queued");
+        let second = exchange.dispatch(stream, input).expect("queued");
+        // Both are there, and following one takes nobody's memory.
+        for handle in [first.handle(), second.handle(), first.handle()] {
+            exchange.dispatch(stream, &Input::follow(input.x, handle)).expect("queued");
+        }
+        exchange.dispatch(stream, input).expect("queued");
+        exchange.dispatch(stream, &Input::follow(input.x, second.handle())).expect("still there");
+        let stale = "handle of routing 1: its memory has been used again, the latest routing is 3; config.handles says \
+                     how many are kept";
+        assert_eq!(text(exchange.dispatch(stream, &Input::follow(input.x, first.handle()))), stale);
+        exchange.finish(stream).expect("all were fine");
+    });
+}
+
+#[test]
+fn handles_of_another_exchange() {
+    let kept = std::sync::Mutex::new(None);
+    let config = Config::new(4, 2, 64, 4);
+    with_one_token(config.clone(), |exchange, stream, input| {
+        let received = exchange.dispatch(stream, input).expect("queued");
+        exchange.finish(stream).expect("fine");
+        *kept.lock().expect("unpoisoned") = Some(received);
+    });
+    with_one_token(config, |exchange, stream, input| {
+        let own = exchange.dispatch(stream, input).expect("queued");
+        let kept = kept.lock().expect("unpoisoned");
+        let other = kept.as_ref().expect("the first has run");
+        let foreign = text(exchange.dispatch(stream, &Input::follow(input.x, other.handle())));
+        assert!(foreign.starts_with("handle of routing 1"), "{foreign}");
+        let combined = exchange.gpu().alloc(128).expect("memory");
+        let foreign = text(exchange.combine(stream, other, &combined));
+        assert!(foreign.starts_with("received view of dispatch 1"), "{foreign}");
+        exchange.combine(stream, &own, &combined).expect("its own");
+        exchange.finish(stream).expect("fine");
+    });
+}
+
+#[test]
+fn outputs_are_combined_once() {
+    with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
+        let received = exchange.dispatch(stream, input).expect("queued");
+        let combined = exchange.gpu().alloc(128).expect("memory");
+        exchange.combine(stream, &received, &combined).expect("the first time");
+        let again = "dispatch 1 has been combined already: its outputs may be read only once";
+        assert_eq!(text(exchange.combine(stream, &received, &combined)), again);
+        let next = exchange.dispatch(stream, &Input::follow(input.x, received.handle())).expect("queued");
+        exchange.combine(stream, &next, &combined).expect("the first time of the next");
+        exchange.finish(stream).expect("all were fine");
+    });
+}
+
+#[test]
+fn more_tokens_on_the_device_than_there_is_room_for() {
+    let errors = second_dispatch(&Config::new(8, 2, 64, 4), |exchange, stream, _, [x, ids]| {
+        let tokens = exchange.gpu().upload(&[4 + exchange.rank()])?;
+        let tokens = Tokens::Device(tokens.view());
+        let routing = Routing::New { topk_idx: ids, topk_weights: ids, tokens };
+        exchange.dispatch(stream, &Input { routing, ..Input::new(x, ids, ids, 0) })?;
+        exchange.finish(stream)
+    });
+    assert_eq!(errors[0], "rank 1 announced an invalid input; nothing was sent");
+    assert_eq!(errors[1], "5 tokens, counted on the device, but the config allows 4; nothing was sent");
+}
+
+#[test]
+fn an_expert_major_form_that_is_too_small() {
+    let form = Some(ExpertMajor { alignment: 8, rows: Some(31) });
+    let config = Config { expert_major: form, ..Config::new(8, 2, 64, 4) };
+    let results = on_ranks(group(2), |member| {
+        let rank = member.rank();
+        let mut exchange = Exchange::new(member, &config).expect("good settings");
+        let gpu = exchange.gpu().clone();
+        let stream = gpu.stream().expect("a stream");
+        let x = gpu.upload(&[bf16::ONE; 4 * 64]).expect("memory");
+        // All four experts of rank 0 have pairs, and one of rank 1.
+        let ids = gpu.upload(&[0, 7, 1, 2, 3, 0, 1, 1]).expect("memory");
+        let received = exchange.dispatch(&stream, &Input::new(&x, &ids, &ids, 4)).expect("queued");
+        let error = exchange.finish(&stream).err().map(|error| error.to_string());
+        // Every row is there all the same, and the exchange goes on.
+        let counts = exchange.counts(&stream, &received).expect("told once");
+        assert_eq!(counts.rows, [8, 2][rank as usize]);
+        assert_eq!(counts.expert_starts.last(), Some(&[0, 8][rank as usize]));
+        error
+    });
+    let error = "the expert-major form would be 32 rows, but expert_major.rows = 31; it is left empty";
+    assert_eq!(results, [Some(error.to_owned()), None]);
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_dispatch_by_expert() {
+    let form = Some(ExpertMajor { alignment: 8, rows: None });
+    let config = Config { expert_major: form, ..Config::new(6, 2, 64, 4) };
+    let results = on_ranks(group(3), |member| {
+        let rank = member.rank();
+        let mut exchange = Exchange::new(member, &config).expect("good settings");
+        let stream = exchange.gpu().stream().expect("a stream");
+        if rank == 1 { String::new() } else { text(exchange_once(&mut exchange, &stream, &[0, 5])) }
+    });
+    let late = "rank 1 is late: counts of a dispatch of epoch 1, flag expected at 1, seen at 0";
+    assert_eq!(results, [late, "", late]);
+}
+
+#[test]
+fn what_a_call_asks_for_without_room_for_it() {
+    with_one_token(Config::new(4, 2, 64, 4), |exchange, stream, input| {
+        let view = input.x;
+        let mut refused = |input: Input| text(exchange.dispatch(stream, &input));
+        assert_eq!(refused(Input { sms: Some(65), ..*input }), "sms: 65, but it must be 1 to 64");
+        assert_eq!(refused(Input { sms: Some(0), ..*input }), "sms: 0, but it must be 1 to 64");
+        assert_eq!(refused(Input { sides: &[view], ..*input }), "sides: 1, but the config has 0");
+        let copies = "transport: copy engine, but the config has no room for packed rows: set copy_engine";
+        assert_eq!(refused(Input { transport: Transport::CopyEngine, ..*input }), copies);
+
+        let received = exchange.dispatch(stream, input).expect("queued");
+        let output = Output::new(view);
+        let mut refused = |output: Output| text(exchange.combine_with(stream, &received, &output));
+        assert_eq!(refused(Output { transport: Transport::CopyEngine, ..output }), copies);
+        assert_eq!(refused(Output { biases: &[view; 3], ..output }), "biases: 3, but there can be 2");
+        assert_eq!(
+            refused(Output { outputs: Outputs::ByExpert(view, Weights::None), ..output }),
+            "outputs: expert-major, but the config has no expert-major form: set expert_major"
+        );
+        assert_eq!(
+            refused(Output { outputs: Outputs::Rows(view), ..output }),
+            "outputs: 128 bytes, but 512 bytes are needed"
+        );
+        exchange.finish(stream).expect("the one dispatch was fine");
+    });
+}
+
+#[test]
+fn settings_of_forms_that_are_not_possible() {
+    let good = Config::new(8, 2, 64, 4);
+    let form =
+        |alignment, rows| Config { expert_major: Some(ExpertMajor { alignment, rows }), ..good.clone() };
+    for (config, refusal) in [
+        (form(0, None), "alignment = 0: must be 1 to 4096"),
+        (form(8, Some(0)), "expert_major.rows = 0: must be at least 1"),
+        (
+            form(8, Some(1000)),
+            "expert_major.rows = 1000: 44 is the most there can be, and it must be below 2147483648",
+        ),
+        (
+            Config { receive_rows: Some(7), overflow: Overflow::Cap, ..form(8, None) },
+            "receive_rows = 7: with the expert-major form and Overflow::Cap there must be room for all rows: None",
+        ),
+        (Config { sides: vec![4; 9], ..good.clone() }, "sides = 9: there can be 8"),
+        (
+            Config { sides: vec![6], ..good.clone() },
+            "sides = 6: must be a multiple of 4 bytes for a token, at most 2097152",
+        ),
+        (Config { ranks_per_node: Some(3), ..good.clone() }, "ranks_per_node = 3: must be 1 to 2"),
+        (Config { in_flight: 17, ..good.clone() }, "in_flight = 17: must be 1 to 16"),
+        (Config { in_flight: 2, handles: Some(1), ..good.clone() }, "handles = 1: must be 2 to 65536"),
+        (Config { sms: Some(65), ..good.clone() }, "sms = 65: max_sms = 64"),
+        (Config { max_sms: 0, ..good.clone() }, "max_sms = 0: must be 1 to 1024"),
+    ] {
+        assert_eq!(text(config.shape(2)), refusal);
     }
 }

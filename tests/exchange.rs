@@ -239,7 +239,7 @@ fn captured_overlapping_and_beside_each_other() {
 const SMALL: Limits = Limits { ranks: 5, tokens: 24, eights: 40, rounds: 2, sms: 4 };
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_case_under_any_schedule(

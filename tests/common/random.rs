@@ -139,7 +139,7 @@ fn fit(limits: Limits, shape: Shape, settings: Settings, mut calls: Calls, seed:
     let percent = settings.room.unwrap_or(100).min(100);
     let by_expert = settings.alignment.map(|alignment| {
         let rows = most * u64::from(slots) * percent / 100;
-        ExpertMajor { alignment, rows: settings.room.map(|_| rows as u32) }
+        ExpertMajor { alignment, rows: settings.room.map(|_| rows.max(1) as u32) }
     });
     if by_expert.is_none() && !matches!(calls.outputs, Where::InPlace | Where::Rows) {
         calls.outputs = Where::InPlace;
