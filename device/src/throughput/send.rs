@@ -295,7 +295,7 @@ unsafe fn place(block: &Block, pair: u32, expert: u32) -> u32 {
 /// Whether `token` is the last of a chunk.
 #[inline(always)]
 fn ends_chunk(block: &Block, token: u32) -> bool {
-    (token + 1) % CHUNK == 0 || token + 1 == block.tokens.end
+    (token + 1).is_multiple_of(CHUNK) || token + 1 == block.tokens.end
 }
 
 /// Tells every peer that the rows of the chunk that ends with `token` are written, and which they are.
