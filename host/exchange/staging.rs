@@ -10,8 +10,11 @@ const DISPATCH_BUFFER_BYTES: u32 = 16 << 10;
 /// Dispatch's buffers of a warp. More put more bytes on their way than the links take well: FP8 rows took 118 µs with
 /// one and 126 µs with two (docs/performance.md).
 const DISPATCH_STAGES: u32 = 1;
-/// Buffers of a warp that expands: what it stores several times it should not wait for.
+/// Buffers of a warp that expands: with one it waits for each row, with three it is no quicker (docs/performance.md).
 const EXPAND_STAGES: u32 = 2;
+/// One in so many warps expands: of 4, 6 and 8 of 16 the quickest (docs/performance.md). Few warps with two buffers
+/// have an SM write as much as it can.
+const EXPANDING_ONE_IN: u32 = 4;
 /// Most bytes of each partial row that combine pulls at once: of 2, 3.5 and 7 KiB the quickest (docs/performance.md).
 const COMBINE_PIECE_BYTES: u32 = 2 << 10;
 /// Combine's stages of a warp.
@@ -40,8 +43,7 @@ impl DispatchStaging {
                 if by_expert && warps == 1 {
                     continue;
                 }
-                // Three of eight warps expand: a row leaves once for each rank, and is stored once for each pair.
-                let expanders = if by_expert { (warps * 3 / 8).max(1) } else { 0 };
+                let expanders = if by_expert { (warps / EXPANDING_ONE_IN).max(1) } else { 0 };
                 let groups = if by_expert { (1..=warps).rev() } else { (1..=1).rev() };
                 for groups in groups {
                     let staging = Self {

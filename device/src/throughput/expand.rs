@@ -104,9 +104,10 @@ impl<'a> Expansion<'a> {
         }
     }
 
-    /// Calls `each` with the first row and the number of rows of every chunk of this warp's, once they have arrived.
+    /// Calls `each` with the source, the first row and the row past the last of every chunk of this warp's, once they have
+    /// arrived.
     #[inline(always)]
-    unsafe fn for_each_chunk(&self, mut each: impl FnMut(u32, u32)) {
+    unsafe fn for_each_chunk(&self, mut each: impl FnMut(u32, u32, u32)) {
         let block = self.block;
         let exchange = &block.args.exchange;
         let (shape, arena) = (&exchange.shape, &exchange.arena);
@@ -137,55 +138,104 @@ impl<'a> Expansion<'a> {
                     return;
                 }
                 let range = mem::load_u64(self.own.offset(arena.chunk_rows).long(at));
-                each((range >> 32) as u32, range as u32);
+                let first = (range >> 32) as u32;
+                each(source, first, first + range as u32);
             }
         }
     }
 
+    /// Begins to load what has arrived beside a row.
+    #[inline(always)]
+    unsafe fn load(&self, source: u32, row: u32) -> Arrived {
+        let (shape, arena) = (&self.block.args.exchange.shape, &self.block.args.exchange.arena);
+        let lane = thread::lane();
+        let mut arrived = Arrived { source, row, expert: NONE, place: 0, weight: 0, scales: [0; 2] };
+        // SAFETY: the contract of DispatchArgs; the row has arrived.
+        unsafe {
+            if lane < shape.topk {
+                let at = row * shape.topk + lane;
+                arrived.expert = mem::load_u32(self.own.offset(arena.topk_idx).word(at));
+                arrived.place = mem::load_u32(self.own.offset(arena.places).word(at));
+                arrived.weight = mem::load_u32(self.own.offset(arena.topk_weights).word(at));
+            }
+            if lane < shape.scales {
+                arrived.scales[0] = mem::load_u32(self.scale_at(row, lane));
+            }
+            if lane + thread::WARP < shape.scales {
+                arrived.scales[1] = mem::load_u32(self.scale_at(row, lane + thread::WARP));
+            }
+        }
+        arrived
+    }
+
+    /// Where a word of a received row's scales is.
+    #[inline(always)]
+    fn scale_at(&self, row: u32, word: u32) -> Address {
+        let exchange = &self.block.args.exchange;
+        let strides = exchange.shape.scale_strides(exchange.shape.rows);
+        self.own.offset(exchange.arena.scales + 4 * strides.place(row, word))
+    }
+
     /// The expert-major row of this lane's slot of a received row, with everything there but the elements written.
     #[inline(always)]
-    unsafe fn place(&self, row: u32) -> u32 {
+    unsafe fn place(&self, arrived: &Arrived) -> u32 {
         let block = self.block;
         let exchange = &block.args.exchange;
         let (shape, arena) = (&exchange.shape, &exchange.arena);
         let experts = shape.experts_per_rank();
+        let lane = thread::lane();
         let mut position = NONE;
-        // SAFETY: the contract of DispatchArgs; the row has arrived; `plan` has written the table, before a barrier.
+        // SAFETY: the contract of DispatchArgs; `plan` has written the table, before a barrier.
         unsafe {
-            if thread::lane() < shape.topk {
-                let at = row * shape.topk + thread::lane();
-                let expert = mem::load_u32(self.own.offset(arena.topk_idx).word(at));
-                if expert < experts {
-                    let source = mem::load_u64(self.own.offset(arena.sources).long(row)) as u32;
-                    let first = block.shared.experts + 4 * (source * experts + expert);
-                    position =
-                        shared::load_u32(first) + mem::load_u32(self.own.offset(arena.places).word(at));
-                    if position < shape.expert_rows {
-                        let weight = mem::load_u32(self.own.offset(arena.topk_weights).word(at));
-                        mem::store_u32(self.own.offset(arena.expert_weights).word(position), weight);
-                        self.mark(position, expert, row);
-                    } else {
-                        position = NONE;
-                    }
+            if arrived.expert < experts {
+                let first = block.shared.experts + 4 * (arrived.source * experts + arrived.expert);
+                position = shared::load_u32(first) + arrived.place;
+                if position < shape.expert_rows {
+                    mem::store_u32(self.own.offset(arena.expert_weights).word(position), arrived.weight);
+                    self.mark(position, arrived.expert, arrived.row);
+                } else {
+                    position = NONE;
                 }
+            }
+            if lane < shape.topk {
+                let at = arrived.row * shape.topk + lane;
                 mem::store_u32(exchange.handle(exchange.handle.positions).word(at), position);
             }
-            let from = shape.scale_strides(shape.rows);
-            let to = shape.scale_strides(shape.expert_rows);
-            for scale in thread::lane_strided(shape.scales.div_ceil(thread::WARP) * thread::WARP) {
-                let inside = scale < shape.scales;
-                let at = self.own.offset(arena.scales + 4 * from.place(row, scale));
-                let value = if inside { mem::load_u32(at) } else { 0 };
+            if shape.scales != 0 {
+                let to = shape.scale_strides(shape.expert_rows);
                 for_each_position(position, |position| {
-                    if inside {
-                        let at = self.own.offset(arena.expert_scales + 4 * to.place(position, scale));
-                        mem::store_u32(at, value);
+                    let to_row = self.own.offset(arena.expert_scales + 4 * to.place(position, 0));
+                    let [first, second] = arrived.scales;
+                    if lane < shape.scales {
+                        mem::store_u32(to_row.offset(4 * to.place(0, lane)), first);
+                    }
+                    if lane + thread::WARP < shape.scales {
+                        mem::store_u32(to_row.offset(4 * to.place(0, lane + thread::WARP)), second);
+                    }
+                    let mut scale = lane + 2 * thread::WARP;
+                    while scale < shape.scales {
+                        let value = mem::load_u32(self.scale_at(arrived.row, scale));
+                        mem::store_u32(to_row.offset(4 * to.place(0, scale)), value);
+                        scale += thread::WARP;
                     }
                 });
             }
         }
         position
     }
+}
+
+/// What has arrived beside a row, in so far as this lane has it.
+#[derive(Clone, Copy)]
+struct Arrived {
+    source: u32,
+    row: u32,
+    /// This lane's slot: expert, place among the source's pairs of it, and weight.
+    expert: u32,
+    place: u32,
+    weight: u32,
+    /// This lane's first words of scales.
+    scales: [u32; 2],
 }
 
 /// Calls `each` with every lane's position, on all lanes together.
@@ -209,9 +259,9 @@ pub unsafe fn plain(block: &Block) {
     unsafe {
         let expansion = Expansion::new(block);
         expansion.pad();
-        expansion.for_each_chunk(|first, rows| {
-            for row in first..first + rows {
-                let position = expansion.place(row);
+        expansion.for_each_chunk(|source, first, end| {
+            for row in first..end {
+                let position = expansion.place(&expansion.load(source, row));
                 let rows = expansion.own.offset(block.args.exchange.arena.rows);
                 let from = rows.offset(row as u64 * shape.row_bytes as u64);
                 for_each_position(position, |position| {
@@ -255,12 +305,15 @@ pub unsafe fn bulk(block: &Block) {
         }
         expansion.pad();
         let (mut stage, mut parity, mut ahead_stage) = (0, 0, 0);
-        expansion.for_each_chunk(|first, rows| {
+        expansion.for_each_chunk(|source, first, end| {
+            if first == end {
+                return;
+            }
             // Hands the rows, which the chunk's flag released, to the copy engine.
             bulk::fence_proxy_async();
             let (mut ahead_row, mut ahead_piece) = (first, 0);
             let mut load_next = || {
-                if ahead_row == first + rows {
+                if ahead_row == end {
                     return;
                 }
                 let offset = ahead_row as u64 * row_bytes as u64 + (ahead_piece * stage_bytes) as u64;
@@ -281,8 +334,13 @@ pub unsafe fn bulk(block: &Block) {
                     load_next();
                 }
             }
-            for row in first..first + rows {
-                let position = expansion.place(row);
+            let mut arrived = expansion.load(source, first);
+            for row in first..end {
+                let position = expansion.place(&arrived);
+                if row + 1 < end {
+                    // While this row is stored.
+                    arrived = expansion.load(source, row + 1);
+                }
                 for piece in 0..pieces {
                     if driver {
                         // The buffer to load next is the one that the last piece's stores read.

@@ -298,26 +298,55 @@ fn ends_chunk(block: &Block, token: u32) -> bool {
     (token + 1).is_multiple_of(CHUNK) || token + 1 == block.tokens.end
 }
 
+/// The rows of a chunk so far: on lane r those for rank r. More ranks than lanes are counted again at the end.
+#[derive(Clone, Copy)]
+struct Tally {
+    first: u32,
+    rows: u32,
+}
+
+impl Tally {
+    const NONE: Self = Self { first: 0, rows: 0 };
+
+    /// Counts a token's row to the rank of its route.
+    #[inline(always)]
+    fn count(&mut self, route: u64) {
+        if rank_of(route) == thread::lane() {
+            self.first = if self.rows == 0 { row_of(route) } else { self.first };
+            self.rows += 1;
+        }
+    }
+
+    /// The rows for `rank` of the tokens `first..end`, by their routes.
+    #[inline(always)]
+    unsafe fn of(block: &Block, rank: u32, first: u32, end: u32) -> Self {
+        let mut tally = Self::NONE;
+        for token in first..end {
+            for at in 0..block.args.exchange.shape.route_width() {
+                // SAFETY: the contract of DispatchArgs; this warp has resolved the tokens' routes.
+                let route = unsafe { mem::load_u64(block.routes(token).long(at)) };
+                if rank_of(route) == rank {
+                    tally.first = if tally.rows == 0 { row_of(route) } else { tally.first };
+                    tally.rows += 1;
+                }
+            }
+        }
+        tally
+    }
+}
+
 /// Tells every peer that the rows of the chunk that ends with `token` are written, and which they are.
 #[inline(always)]
-unsafe fn signal_chunk(block: &Block, token: u32) {
+unsafe fn signal_chunk(block: &Block, token: u32, tally: Tally) {
     let exchange = &block.args.exchange;
     let (shape, arena) = (&exchange.shape, &exchange.arena);
     let chunk = token / CHUNK;
     for rank in thread::lane_strided(shape.ranks) {
-        let (mut first, mut rows) = (0, 0);
         // SAFETY: the contract of DispatchArgs; this warp has resolved the routes of the chunk's tokens, before a
         // barrier of the warp.
         unsafe {
-            for token in chunk * CHUNK..token + 1 {
-                for at in 0..shape.route_width() {
-                    let route = mem::load_u64(block.routes(token).long(at));
-                    if rank_of(route) == rank {
-                        first = if rows == 0 { row_of(route) } else { first };
-                        rows += 1;
-                    }
-                }
-            }
+            let Tally { first, rows } =
+                if rank < thread::WARP { tally } else { Tally::of(block, rank, chunk * CHUNK, token + 1) };
             let peer = exchange.peer(rank);
             let at = exchange.rank * shape.chunks() + chunk;
             mem::store_u64(peer.offset(arena.chunk_rows).long(at), (first as u64) << 32 | rows as u64);
@@ -335,6 +364,7 @@ unsafe fn signal_chunk(block: &Block, token: u32) {
 #[inline(always)]
 pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
     let row_bytes = block.args.exchange.shape.row_bytes;
+    let mut tally = Tally::NONE;
     for token in Walk::new::<BY_EXPERT>(block) {
         let from = block.args.x.offset(token as u64 * row_bytes as u64);
         // SAFETY: the contract of DispatchArgs.
@@ -350,11 +380,15 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
                 }
                 companions.send::<BY_EXPERT>(block, route);
             }
+            if BY_EXPERT {
+                tally.count(route);
+            }
         });
         if BY_EXPERT && ends_chunk(block, token) {
             warp::barrier(warp::ALL);
             // SAFETY: as above.
-            unsafe { signal_chunk(block, token) };
+            unsafe { signal_chunk(block, token, tally) };
+            tally = Tally::NONE;
         }
     }
 }
@@ -408,6 +442,7 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
         }
     }
     let (mut stage, mut parity) = (0, 0);
+    let mut tally = Tally::NONE;
     for token in Walk::new::<BY_EXPERT>(block) {
         let (mut route, mut companions) = (NO_ROUTE, Companions::NONE);
         for piece in 0..pieces {
@@ -443,6 +478,9 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
             if piece == 0 {
                 // SAFETY: the contract of DispatchArgs.
                 for_each_route(route, |route| unsafe { companions.send::<BY_EXPERT>(block, route) });
+                if BY_EXPERT {
+                    for_each_route(route, |route| tally.count(route));
+                }
             }
             stage += 1;
             if stage == stages {
@@ -456,7 +494,8 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
             }
             warp::barrier(warp::ALL);
             // SAFETY: the contract of DispatchArgs.
-            unsafe { signal_chunk(block, token) };
+            unsafe { signal_chunk(block, token, tally) };
+            tally = Tally::NONE;
         }
     }
     if driver {
