@@ -1,6 +1,7 @@
 //! The `tokenrail` command: runs a routing problem and checks every bit of it, and tells what it sees of the machine.
 
 mod args;
+mod choices;
 mod compare;
 mod dump;
 mod info;

@@ -29,7 +29,7 @@ pub struct Machine {
 /// # Errors
 /// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
 pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
-    let backend = args.backend()?;
+    let backend = args.backend.open(args.seed)?;
     let members = Group::in_process(args.ranks, &backend)?;
     let devices: Vec<Description> = members.iter().map(|member| member.gpu().description().clone()).collect();
     let mut repetitions = Repetitions { warmup: args.warmup, timed: args.iterations(), copy_pieces: 0 };

@@ -6,7 +6,7 @@ use half::bf16;
 use std::error::Error;
 use std::thread;
 use tokenrail::Config;
-use tokenrail::oracle::{OracleError, Placement, Router, Routing, TokenBatch, hidden_states, mask_some};
+use tokenrail::oracle::{OracleError, Placement, Routing, TokenBatch, hidden_states, mask_some};
 
 /// Most elements of all ranks' tokens: 8 GiB of bf16, of which the reference needs some ten times as much.
 const MAX_ELEMENTS: u64 = 1 << 32;
@@ -45,14 +45,15 @@ impl Workload {
         let config = args.config(args.topk, args.hidden, args.tokens);
         check(&config, args.ranks)?;
         let (ranks, tokens, hidden) = (args.ranks as usize, args.tokens as usize, args.hidden as usize);
-        let router = Router::new(args.gate(), hidden, args.seed)?;
+        let chooser = args.gate.chooser(args.experts, args.topk, args.hidden, args.seed)?;
         let tokens_of = |rank| if args.uneven { tokens * rank / (ranks - 1).max(1) } else { tokens };
         let routed = per_rank(args.ranks, |rank| {
-            let x = hidden_states(args.seed.wrapping_add(rank as u64), tokens_of(rank), hidden);
-            let routing = router.route(&x)?;
+            let (seed, tokens) = (args.seed.wrapping_add(rank as u64), tokens_of(rank));
+            let x = hidden_states(seed, tokens, hidden);
+            let routing = chooser.route(&x, tokens, seed)?;
             Ok::<_, OracleError>((x, routing))
         })?;
-        Self::assemble(args, config, router.gate().to_string(), routed, Vec::new())
+        Self::assemble(args, config, chooser.describe(), routed, Vec::new())
     }
 
     /// Contiguous blocks of the file's tokens.
