@@ -61,7 +61,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub plain: bool,
     /// Multiprocessors of dispatch and combine from a file that `tokenrail tune` has written, where it has some
-    #[arg(long, value_name = "FILE", conflicts_with = "sms")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sms", "input"])]
     pub tuning: Option<PathBuf>,
     /// Have copy engines move the rows
     #[arg(long, conflicts_with = "by_expert")]

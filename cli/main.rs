@@ -1,17 +1,20 @@
 //! The `tokenrail` command: runs a routing problem and checks every bit of it, and tells what it sees of the machine.
 
 mod args;
+mod by_expert;
 mod choices;
 mod compare;
 mod dump;
 mod info;
 mod input;
 mod measure;
+mod meet;
 mod progress;
 mod rank;
 mod reference;
 mod report;
 mod run;
+mod tokens;
 mod workload;
 
 use clap::{Parser, Subcommand};
