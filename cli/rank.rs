@@ -255,11 +255,15 @@ impl<'a> Rank<'a> {
             for view in [form.x, form.x_scales, form.weights, form.experts, form.rows, form.positions] {
                 self.fill(view)?;
             }
+        }
+        self.exchange.finish(&self.stream)?;
+        // Not before: to allocate may wait for kernels, and they for a rank that shares the GPU.
+        if let Some(form) = received.by_expert() {
             // Experts leave padding as it is, which the reference has as zeros.
             let outputs = 2 * form.experts.bytes() / 4 * self.batch().hidden;
             self.by_expert = Some(self.gpu().alloc_zeroed(outputs)?);
         }
-        self.exchange.finish(&self.stream)
+        Ok(())
     }
 
     /// Dispatch, experts, combine; then what each has left, compared.
