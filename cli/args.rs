@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokenrail::{Config, ExpertMajor};
 
+/// Most multiprocessors of a call, unless it is told to take more: what the library has by default.
+const MAX_SMS: u32 = 64;
+
 /// Settings of a run.
 #[derive(Args, Debug)]
 pub struct RunArgs {
@@ -100,6 +103,7 @@ impl RunArgs {
             sms: self.sms,
             timeout: self.timeout,
             bulk_copy: self.plain.then_some(false),
+            max_sms: self.sms.unwrap_or(0).max(MAX_SMS),
             ..Config::new(self.experts, topk, hidden, tokens)
         }
     }

@@ -39,7 +39,9 @@ pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
     let calls = Calls::new(args, &devices[0])?;
     let progress = Progress::new(args.quiet);
     progress.part("drawing and routing tokens", 0);
-    let workload = Workload::new(args)?;
+    let mut workload = Workload::new(args)?;
+    let asked = calls.dispatch_sms.max(calls.combine_sms).unwrap_or(0);
+    workload.config.max_sms = workload.config.max_sms.max(asked);
     let dump = args.dump.as_deref().map(Dump::open).transpose()?;
     if matches!(backend, Backend::Cuda(_)) && devices.iter().all(|device| device.bulk_copy) {
         repetitions.copy_pieces = copy_pieces(bytes_for(&workload.config, args.ranks)?);
