@@ -1,11 +1,13 @@
 //! What `tokenrail run` can be told.
 
-use clap::{Args, ValueEnum};
+use crate::choices::{BackendArgs, ElementName, GateName, HalfName};
+use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokenrail::gpu::CudaOptions;
-use tokenrail::oracle::Gate;
-use tokenrail::{Backend, Config, Element, Error};
+use tokenrail::{Config, ExpertMajor};
+
+/// Most multiprocessors of a call, unless it is told to take more: what the library has by default.
+const MAX_SMS: u32 = 64;
 
 /// Settings of a run.
 #[derive(Args, Debug)]
@@ -34,6 +36,15 @@ pub struct RunArgs {
     /// What tokens are dispatched as
     #[arg(long, value_enum, default_value = "bf16")]
     pub element: ElementName,
+    /// What experts' outputs and combined rows are
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub combined: HalfName,
+    /// Have dispatch lay rows out by expert too, each expert's from a multiple of ALIGNMENT on, and experts work there
+    #[arg(long, value_name = "ALIGNMENT")]
+    pub by_expert: Option<u32>,
+    /// Dispatch along the first dispatch's handle too, checked, and timed where other things are
+    #[arg(long)]
+    pub follow: bool,
     /// Give ranks different numbers of tokens, from none on the first to all on the last
     #[arg(long, conflicts_with = "input")]
     pub uneven: bool,
@@ -44,21 +55,20 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
-    /// What ranks run on
-    #[arg(long, value_enum, default_value = "emulator")]
-    pub backend: BackendName,
-    /// GPUs to spread the ranks over, by the driver's numbers [default: all]
-    #[arg(long, value_delimiter = ',')]
-    pub devices: Vec<usize>,
-    /// Compiler lane whose kernels are loaded [default: the build's]
-    #[arg(long, value_parser = ["nvvm", "llvm"])]
-    pub lane: Option<String>,
+    #[command(flatten)]
+    pub backend: BackendArgs,
     /// Streaming multiprocessors that a kernel occupies [default: 16 on a GPU, 2 on the emulator]
     #[arg(long)]
     pub sms: Option<u32>,
     /// Move rows by plain loads and stores, without bulk copies
     #[arg(long)]
     pub plain: bool,
+    /// Multiprocessors of dispatch and combine from a file that `tokenrail tune` has written, where it has some
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sms", "input"])]
+    pub tuning: Option<PathBuf>,
+    /// Have copy engines move the rows
+    #[arg(long, conflicts_with = "by_expert")]
+    pub copy_engine: bool,
     /// Most rows that a rank can receive [default: ranks * tokens]
     #[arg(long, value_name = "N")]
     pub receive_rows: Option<u32>,
@@ -81,93 +91,31 @@ pub struct RunArgs {
     pub quiet: bool,
 }
 
-/// Ways to choose experts.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum GateName {
-    /// Sigmoid scores with bias, 4 of 8 groups by their two best, weights that sum to 2.5
-    #[value(name = "deepseek-v3")]
-    DeepSeekV3,
-    /// The best of softmax scores, weights that sum to 1
-    Softmax,
-}
-
-/// Element types.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ElementName {
-    /// 2 bytes
-    Bf16,
-    /// 2 bytes
-    F16,
-    /// e4m3 with one f32 scale per 128 channels
-    Fp8,
-    /// e4m3 with one power of two (UE8M0) per 128 channels
-    Fp8Ue8m0,
-}
-
-/// Backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The kernels on the CPU
-    Emulator,
-    /// NVIDIA GPUs
-    Cuda,
-}
-
 impl RunArgs {
-    /// The backend.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a setting of GPUs without GPUs.
-    pub fn backend(&self) -> Result<Backend, Error> {
-        let only_cuda = |field, value: String| Error::Config {
-            field,
-            value,
-            limit: "the emulator has no such setting; it goes with --backend cuda".into(),
-        };
-        match (self.backend, self.devices.first(), &self.lane) {
-            (BackendName::Cuda, ..) => {
-                Ok(Backend::Cuda(CudaOptions { devices: self.devices.clone(), lane: self.lane.clone() }))
-            }
-            (BackendName::Emulator, Some(device), _) => Err(only_cuda("devices", device.to_string())),
-            (BackendName::Emulator, None, Some(lane)) => Err(only_cuda("lane", lane.clone())),
-            (BackendName::Emulator, None, None) => Ok(Backend::emulator(self.seed)),
-        }
-    }
-
-    /// The gate that was asked for, not yet checked.
-    pub fn gate(&self) -> Gate {
-        let (experts, topk) = (self.experts as usize, self.topk as usize);
-        match self.gate {
-            GateName::DeepSeekV3 => Gate::DeepSeekV3 { experts, groups: 8, top_groups: 4, topk, scale: 2.5 },
-            GateName::Softmax => Gate::Softmax { experts, topk },
-        }
-    }
-
     /// The settings of the exchange for tokens of this size.
     pub fn config(&self, topk: u32, hidden: u32, tokens: u32) -> Config {
         Config {
-            element: match self.element {
-                ElementName::Bf16 => Element::Bf16,
-                ElementName::F16 => Element::F16,
-                ElementName::Fp8 => Element::Fp8E4m3,
-                ElementName::Fp8Ue8m0 => Element::Fp8E4m3Ue8m0,
-            },
+            element: self.element.element(),
+            combined: self.combined.half(),
+            expert_major: self.by_expert.map(|alignment| ExpertMajor { alignment, rows: None }),
+            copy_engine: self.copy_engine,
             receive_rows: self.receive_rows,
             sms: self.sms,
             timeout: self.timeout,
             bulk_copy: self.plain.then_some(false),
+            max_sms: self.sms.unwrap_or(0).max(MAX_SMS),
             ..Config::new(self.experts, topk, hidden, tokens)
         }
     }
 
     /// Timed repetitions. The emulator's virtual times are of little use.
     pub fn iterations(&self) -> u32 {
-        self.iterations.unwrap_or(if self.backend == BackendName::Cuda { 20 } else { 0 })
+        self.iterations.unwrap_or(if self.backend.is_gpu() { 20 } else { 0 })
     }
 }
 
 /// A number of seconds, or one with the unit ms, s or m.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(char::is_alphabetic).unwrap_or(text.len()));
     let seconds = match unit {
         "ms" => 1e-3,

@@ -1,16 +1,22 @@
 //! The `tokenrail` command: runs a routing problem and checks every bit of it, and tells what it sees of the machine.
 
 mod args;
+mod by_expert;
+mod choices;
 mod compare;
 mod dump;
 mod info;
 mod input;
 mod measure;
+mod meet;
 mod progress;
 mod rank;
 mod reference;
 mod report;
 mod run;
+mod sweep;
+mod tokens;
+mod tune;
 mod workload;
 
 use clap::{Parser, Subcommand};
@@ -33,15 +39,29 @@ enum Command {
     // A later setting wins, so that scripts can add to a line of theirs.
     #[command(args_override_self = true)]
     Run(Box<args::RunArgs>),
-    /// Tell what hardware, driver and embedded kernels there are, and what compiled them
-    Info,
+    /// Time dispatch and combine over numbers of multiprocessors and tokens, elements, routings and forms
+    ///
+    /// Each time is of the whole operation, on the slowest rank, with ranks in step and the cache full of other things;
+    /// beside it are the bytes that cross and what a plain copy between ranks comes to with as many multiprocessors. What
+    /// is combined is compared with the CPU reference. Ends with status 1 if a row differs or a rank fails.
+    #[command(args_override_self = true)]
+    Sweep(Box<sweep::args::SweepArgs>),
+    /// Try numbers of multiprocessors, and write the fewest that come within 2 % of the best to a file
+    ///
+    /// `run` and `sweep` take the file as --tuning; a program loads it with `Tuning::load`.
+    #[command(args_override_self = true)]
+    Tune(Box<sweep::args::TuneArgs>),
+    /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
+    Info(info::InfoArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
-        Command::Info => {
-            print!("{}", info::info());
+        Command::Sweep(args) => sweep::sweep(&args),
+        Command::Tune(args) => tune::tune(&args),
+        Command::Info(args) => {
+            print!("{}", info::info(&args));
             Ok(true)
         }
     };

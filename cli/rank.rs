@@ -1,23 +1,25 @@
 //! What one rank does: every step on its GPU, then the comparison of all that came of it.
 
+use crate::by_expert;
 use crate::compare::{Comparison, Difference};
 use crate::measure::{self, PeerCopy, Repetitions, Times};
+use crate::meet::{Failure, HOST_PATIENCE, together};
 use crate::progress::Progress;
 use crate::reference::Reference;
+use crate::tokens::Tokens;
 use crate::workload::Workload;
-use std::time::Duration;
 use tokenrail::device::gpu::mem::Address;
 use tokenrail::device::gpu::thread::WARP;
 use tokenrail::device::quantize::{Quantize, QuantizeArgs};
 use tokenrail::gpu::{Grid, View};
 use tokenrail::oracle::{self, TokenBatch};
-use tokenrail::{Buffer, Element, Error, Exchange, Gpu, Input, Member, Received, Stream, workload};
+use tokenrail::{
+    Buffer, Counts, Element, Error, Exchange, Gpu, Input, Member, Output, Outputs, Received, Routing, Stream,
+    Transport, Weights, workload,
+};
 
 /// What memory is filled with before it is written, so that what was not written shows.
 const POISON: u8 = 0xa5;
-
-/// How much longer than for a kernel's deadline ranks wait for each other on the host, where they compare.
-const HOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What all ranks are given.
 pub struct Job<'a> {
@@ -25,10 +27,25 @@ pub struct Job<'a> {
     pub workload: &'a Workload,
     /// What has to come out.
     pub reference: &'a Reference,
+    /// How operations are asked for.
+    pub calls: Calls,
     /// Whether and how often to measure.
     pub repetitions: Repetitions,
     /// Told of every step.
     pub progress: &'a Progress,
+}
+
+/// How operations are asked for.
+#[derive(Clone, Copy)]
+pub struct Calls {
+    /// What moves rows.
+    pub transport: Transport,
+    /// Multiprocessors of a dispatch, if not the exchange's.
+    pub dispatch_sms: Option<u32>,
+    /// And of a combine.
+    pub combine_sms: Option<u32>,
+    /// Whether to dispatch along the handle too.
+    pub follow: bool,
 }
 
 /// What came out on one rank.
@@ -55,42 +72,11 @@ pub struct Quantized {
     pub scales: Vec<u32>,
 }
 
-/// The tokens of a rank on its GPU, and where their sums go.
-struct Tokens {
-    x: Buffer,
-    x_scales: Option<Buffer>,
-    topk_idx: Buffer,
-    topk_weights: Buffer,
-    combined: Buffer,
-    count: u32,
-}
-
-impl Tokens {
-    fn input(&self) -> Input<'_> {
-        self.first(self.count)
-    }
-
-    /// The first so many of them.
-    fn first(&self, count: u32) -> Input<'_> {
-        let x_scales = self.x_scales.as_ref().map(Buffer::view);
-        Input { x_scales, ..Input::new(&self.x, &self.topk_idx, &self.topk_weights, count) }
-    }
-}
-
-/// Why a rank has come to no end.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Its own error.
-    #[error(transparent)]
-    Own(#[from] Error),
-    /// It stopped because that rank had failed.
-    #[error("stopped because rank {0} had failed")]
-    Peer(usize),
-}
-
 /// Steps that a rank reports.
-pub fn steps(repetitions: Repetitions) -> u32 {
-    5 + u32::from(repetitions.timed > 0) * (1 + u32::from(repetitions.copy_pieces > 0))
+pub fn steps(calls: Calls, repetitions: Repetitions) -> u32 {
+    5 + u32::from(calls.follow)
+        + u32::from(repetitions.timed > 0)
+            * (1 + u32::from(calls.follow) + u32::from(repetitions.copy_pieces > 0))
 }
 
 /// One rank at work.
@@ -99,6 +85,8 @@ struct Rank<'a> {
     exchange: Exchange,
     stream: Stream,
     comparison: Comparison,
+    /// Where the experts' outputs go if rows lie by expert.
+    by_expert: Option<Buffer>,
 }
 
 /// Runs one rank from beginning to end.
@@ -112,7 +100,7 @@ pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
     exchange.all_gather(true, "the start", config.timeout)?;
     let stream = exchange.gpu().stream()?;
     let comparison = Comparison::new(exchange.rank() as usize);
-    let mut rank = Rank { job, exchange, stream, comparison };
+    let mut rank = Rank { job, exchange, stream, comparison, by_expert: None };
 
     let prepared = rank.prepare();
     let (tokens, x) = rank.together(prepared)?;
@@ -121,6 +109,10 @@ pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
     rank.together(poisoned)?;
     let exchanged = rank.exchange(&tokens);
     let (received, outputs, combined) = rank.together(exchanged)?;
+    if job.calls.follow {
+        let followed = rank.follow(&tokens);
+        rank.together(followed)?;
+    }
     let times = if job.repetitions.timed > 0 { Some(rank.measure(&tokens)?) } else { None };
     Ok(Outcome { x, received, outputs, combined, differences: rank.comparison.differences, times })
 }
@@ -144,42 +136,24 @@ impl<'a> Rank<'a> {
         Grid { blocks: self.exchange.sms(), threads, shared_bytes: 0 }
     }
 
-    /// Meets the other ranks at the end of a part, failed or not: goes on only if all do. Since nobody leaves a part
-    /// before, nobody frees memory, for which a GPU waits for all its kernels, while another's kernels need peers.
+    /// [`together`], as a step.
     fn together<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
-        let patience = self.job.workload.config.timeout + HOST_PATIENCE;
-        let well = self.exchange.all_gather(result.is_ok(), "the end of a step", patience);
-        let value = result?;
+        let result = together(&self.exchange, result)?;
         self.job.progress.step();
-        match well?.iter().position(|well| !well) {
-            None => Ok(value),
-            Some(peer) => Err(Failure::Peer(peer)),
-        }
+        Ok(result)
     }
 
     /// Uploads the tokens, quantises them if they are to be, and counts where they go.
     fn prepare(&mut self) -> Result<(Tokens, Quantized), Error> {
         let (batch, gpu) = (self.batch(), self.gpu());
-        let quantized = matches!(batch.element, Element::Fp8E4m3 | Element::Fp8E4m3Ue8m0);
         // What is to be quantised on the device comes as bf16.
-        let x = if quantized {
-            gpu.upload(&self.job.workload.x[self.number()])
-        } else {
-            gpu.upload(&batch.rows)
-        }?;
-        let combined = gpu.alloc(2 * batch.tokens * batch.hidden)?;
-        let mut tokens = Tokens {
-            x,
-            x_scales: None,
-            topk_idx: gpu.upload(&batch.topk_idx)?,
-            topk_weights: gpu.upload(&batch.topk_weights)?,
-            combined,
-            count: batch.tokens as u32,
+        let x = match batch.element {
+            Element::Fp8E4m3 | Element::Fp8E4m3Ue8m0 => {
+                Some(self.quantize(&gpu.upload(&self.job.workload.x[self.number()])?)?)
+            }
+            _ => None,
         };
-        if quantized {
-            let (rows, scales) = self.quantize(&tokens.x)?;
-            (tokens.x, tokens.x_scales) = (rows, Some(scales));
-        }
+        let tokens = Tokens::upload(gpu, batch, x)?;
         let x = Quantized {
             rows: gpu.download(&self.stream, tokens.x.view(), batch.rows.len())?,
             scales: match &tokens.x_scales {
@@ -206,6 +180,31 @@ impl<'a> Rank<'a> {
             expected.is_token_in_rank.iter().map(|&inside| inside.into()).collect();
         compare.tensor("is_token_in_rank", self.job.workload.ranks as usize, &in_rank, &expected_in_rank);
         Ok((tokens, x))
+    }
+
+    /// What is dispatched, in the way that was asked for.
+    fn input<'t>(&self, tokens: &'t Tokens) -> Input<'t> {
+        let calls = self.job.calls;
+        Input { transport: calls.transport, sms: calls.dispatch_sms, ..tokens.input() }
+    }
+
+    /// What is combined, in the way that was asked for.
+    fn output(&self, tokens: &Tokens) -> Output<'static> {
+        let calls = self.job.calls;
+        let outputs = self
+            .by_expert
+            .as_ref()
+            .map_or(Outputs::InPlace, |outputs| Outputs::ByExpert(outputs.view(), Weights::Received));
+        let output = Output::new(&tokens.combined);
+        Output { transport: calls.transport, sms: calls.combine_sms, outputs, ..output }
+    }
+
+    /// The experts, on rows as they lie.
+    fn experts(&self, received: &Received) -> Result<(), Error> {
+        match &self.by_expert {
+            None => workload::experts(&self.exchange, &self.stream, received),
+            Some(out) => workload::experts_by_expert(&self.exchange, &self.stream, received, out.view()),
+        }
     }
 
     /// The e4m3 rows and scales of bf16 rows, made on the device.
@@ -252,17 +251,29 @@ impl<'a> Rank<'a> {
         ] {
             self.fill(view)?;
         }
-        self.exchange.finish(&self.stream)
+        if let Some(form) = received.by_expert() {
+            for view in [form.x, form.x_scales, form.weights, form.experts, form.rows, form.positions] {
+                self.fill(view)?;
+            }
+        }
+        self.exchange.finish(&self.stream)?;
+        // Not before: to allocate may wait for kernels, and they for a rank that shares the GPU.
+        if let Some(form) = received.by_expert() {
+            // Experts leave padding as it is, which the reference has as zeros.
+            let outputs = 2 * form.experts.bytes() / 4 * self.batch().hidden;
+            self.by_expert = Some(self.gpu().alloc_zeroed(outputs)?);
+        }
+        Ok(())
     }
 
     /// Dispatch, experts, combine; then what each has left, compared.
     fn exchange(&mut self, tokens: &Tokens) -> Result<(oracle::Received, Vec<u16>, Vec<u16>), Error> {
-        let received = self.exchange.dispatch(&self.stream, &tokens.input())?;
+        let received = self.exchange.dispatch(&self.stream, &self.input(tokens))?;
         // For its errors: experts would work on what an earlier dispatch has left.
         let counts = self.exchange.counts(&self.stream, &received)?;
         self.job.progress.step();
-        workload::experts(&self.exchange, &self.stream, &received)?;
-        self.exchange.combine(&self.stream, &received, &tokens.combined)?;
+        self.experts(&received)?;
+        self.exchange.combine_with(&self.stream, &received, &self.output(tokens))?;
         self.exchange.finish(&self.stream)?;
         self.job.progress.step();
 
@@ -270,6 +281,7 @@ impl<'a> Rank<'a> {
         let batch = self.batch();
         let outputs: Vec<u16> = self.download(received.outputs(), counts.rows as usize * batch.hidden)?;
         let combined: Vec<u16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
+        self.compare_by_expert(&received, &counts)?;
         let received = self.received(&received, counts)?;
 
         let reference = self.job.reference;
@@ -290,12 +302,62 @@ impl<'a> Rank<'a> {
         Ok((received, outputs, combined))
     }
 
+    /// Compares what lies by expert, if anything does.
+    fn compare_by_expert(&mut self, received: &Received, counts: &Counts) -> Result<(), Error> {
+        let (reference, number) = (self.job.reference, self.number());
+        let (Some(form), Some(expected)) = (received.by_expert(), &reference.by_expert[number]) else {
+            return Ok(());
+        };
+        let (gpu, stream) = (self.exchange.gpu(), &self.stream);
+        let outputs = self.by_expert.as_ref().map(Buffer::view);
+        by_expert::compare(gpu, stream, &form, outputs, counts, expected, &mut self.comparison)
+    }
+
+    /// Dispatch along the handle of one more dispatch, with the same weights: all must come out the same.
+    fn follow(&mut self, tokens: &Tokens) -> Result<(), Error> {
+        let first = self.exchange.dispatch(&self.stream, &self.input(tokens))?;
+        self.exchange.finish(&self.stream)?;
+        for view in
+            [first.x(), first.x_scales(), first.topk_weights(), first.outputs(), tokens.combined.view()]
+        {
+            self.fill(view)?;
+        }
+        self.stream.synchronize()?;
+        let topk_weights = Some(tokens.topk_weights.view());
+        let routing = Routing::Follow { handle: first.handle(), topk_weights };
+        // Nobody sends before all are poisoned.
+        self.exchange.all_gather((), "the poisoning", HOST_PATIENCE)?;
+        let received = self.exchange.dispatch(&self.stream, &Input { routing, ..self.input(tokens) })?;
+        let counts = self.exchange.counts(&self.stream, &received)?;
+        self.experts(&received)?;
+        self.exchange.combine_with(&self.stream, &received, &self.output(tokens))?;
+        self.exchange.finish(&self.stream)?;
+        self.compare_by_expert(&received, &counts)?;
+        let received = self.received(&received, counts)?;
+        self.compare_received("recv_x along the handle", &received);
+        self.compare_combined("combined along the handle", tokens)
+    }
+
+    fn compare_received(&mut self, tensor: &'static str, received: &oracle::Received) {
+        let expected = &self.job.reference.received[self.number()];
+        let hidden = self.batch().hidden;
+        self.comparison.rows(tensor, received.element, hidden, &received.rows, &expected.rows);
+    }
+
+    fn compare_combined(&mut self, tensor: &'static str, tokens: &Tokens) -> Result<(), Error> {
+        let batch = self.batch();
+        let combined: Vec<u16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
+        let expected = &self.job.reference.combined[self.number()];
+        self.comparison.halves(tensor, self.job.workload.config.combined, batch.hidden, &combined, expected);
+        Ok(())
+    }
+
     fn download<T: tokenrail::gpu::Plain>(&self, view: View, count: usize) -> Result<Vec<T>, Error> {
         self.gpu().download(&self.stream, view, count)
     }
 
     /// Everything a dispatch brought, on the host.
-    fn received(&self, received: &Received, counts: tokenrail::Counts) -> Result<oracle::Received, Error> {
+    fn received(&self, received: &Received, counts: Counts) -> Result<oracle::Received, Error> {
         let (batch, rows) = (self.batch(), counts.rows as usize);
         let sources: Vec<i32> = self.download(received.sources(), 2 * rows)?;
         Ok(oracle::Received {
@@ -318,31 +380,30 @@ impl<'a> Rank<'a> {
 
     /// Times the exchange, which must still combine to the same, and the copy that it is held against.
     fn measure(&mut self, tokens: &Tokens) -> Result<Times, Failure> {
+        let (calls, repetitions) = (self.job.calls, self.job.repetitions);
+        let (input, output) = (self.input(tokens), self.output(tokens));
         let measured = self.fill(tokens.combined.view()).and_then(|()| {
-            let repetitions = self.job.repetitions;
-            measure::exchange(
-                &mut self.exchange,
-                &self.stream,
-                &tokens.input(),
-                &tokens.combined,
-                repetitions,
-            )
+            measure::back_to_back(&mut self.exchange, &self.stream, &input, &output, repetitions)
         });
         let mut times = self.together(measured)?;
-        let batch = self.batch();
-        let combined: Vec<u16> = self.download(tokens.combined.view(), batch.tokens * batch.hidden)?;
-        let (hidden, expected) = (batch.hidden, &self.job.reference.combined[self.number()]);
-        let half = self.job.workload.config.combined;
-        self.comparison.halves("combined, when timed,", half, hidden, &combined, expected);
+        self.compare_combined("combined, when timed,", tokens)?;
+        if calls.follow {
+            let cached = measure::cached(&mut self.exchange, &self.stream, &input, repetitions);
+            times.cached = self.together(cached)?;
+        }
 
-        let pieces = self.job.repetitions.copy_pieces;
+        let pieces = repetitions.copy_pieces;
         if pieces > 0 {
             let copy = PeerCopy::new(&self.exchange, pieces);
             let target = copy.as_ref().ok().map(PeerCopy::target);
             let targets = self.exchange.all_gather(target, "the peer copy", HOST_PATIENCE)?;
-            let copied =
-                copy.and_then(|copy| copy.run(&self.exchange, &self.stream, &targets, self.job.repetitions));
-            times.peer_copy = self.together(copied)?;
+            let sms = calls.dispatch_sms.unwrap_or(self.exchange.sms());
+            // The buffers stay until all ranks have done.
+            let copied = copy.and_then(|copy| {
+                let times = copy.run(&self.exchange, &self.stream, &targets, sms, repetitions)?;
+                Ok((copy, times))
+            });
+            times.peer_copy = self.together(copied)?.1;
         }
         Ok(times)
     }

@@ -1,18 +1,19 @@
 //! What a run prints: tables for people.
 
 use crate::measure::{Times, copy_bytes};
+use crate::rank::Calls;
 use crate::reference::Reference;
 use crate::run::Machine;
 use crate::workload::Workload;
 use std::fmt::Write;
-use tokenrail::{Backend, Element, bytes_for};
+use tokenrail::{Backend, Element, Transport, bytes_for};
 
 /// Most characters of a load profile.
 const PROFILE_WIDTH: usize = 64;
 const LEVELS: [char; 9] = ['·', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Rows of cells, the first column flush left, the others flush right.
-fn table(rows: &[Vec<String>]) -> String {
+pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -41,7 +42,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// The settings.
-pub fn configuration(workload: &Workload, machine: &Machine) -> String {
+pub fn configuration(workload: &Workload, machine: &Machine, calls: Calls) -> String {
     let config = &workload.config;
     let device = &machine.devices[0];
     let ordinals: Vec<usize> = machine.devices.iter().map(|device| device.ordinal).collect();
@@ -63,6 +64,15 @@ pub fn configuration(workload: &Workload, machine: &Machine) -> String {
     };
     let row_bytes = config.element.row_bytes(config.hidden);
     let copies = if config.bulk_copy.unwrap_or(device.bulk_copy) { "bulk copies" } else { "plain copies" };
+    let copies = if calls.transport == Transport::CopyEngine { "copy engines" } else { copies };
+    let sms = config.sms.unwrap_or(device.default_sms);
+    let sms = match (calls.dispatch_sms.unwrap_or(sms), calls.combine_sms.unwrap_or(sms)) {
+        (dispatch, combine) if dispatch == combine => format!("{dispatch} SMs"),
+        (dispatch, combine) => format!("{dispatch} SMs to dispatch, {combine} to combine"),
+    };
+    let by_expert = config
+        .expert_major
+        .map_or(String::new(), |form| format!(", and by expert, from multiples of {}", form.alignment));
     let rows = config.receive_rows.unwrap_or(workload.ranks * config.tokens);
     let arena = bytes_for(config, workload.ranks).unwrap_or(0);
     format!(
@@ -70,15 +80,14 @@ pub fn configuration(workload: &Workload, machine: &Machine) -> String {
          ranks      {}, with up to {} of {} experts each\n\
          tokens     {tokens}, of {} {element} ({row_bytes} bytes)\n\
          routing    {}, {} experts a token\n\
-         kernels    {} SMs, up to {} warps a block, {copies}\n\
-         arena      {} a rank, room for {rows} rows\n",
+         kernels    {sms}, up to {} warps a block, {copies}\n\
+         arena      {} a rank, room for {rows} rows{by_expert}\n",
         workload.ranks,
         workload.placement.experts_per_rank(),
         config.experts,
         config.hidden,
         workload.gate,
         config.topk,
-        config.sms.unwrap_or(device.default_sms),
         device.warps,
         size(arena),
     )
@@ -180,6 +189,7 @@ pub fn times(workload: &Workload, reference: &Reference, machine: &Machine, time
         ("dispatch", out, slowest(times, |times| &times.dispatch)),
         ("combine", back, slowest(times, |times| &times.combine)),
         ("both", out + back, both),
+        ("cached dispatch", out, slowest(times, |times| &times.cached)),
     ] {
         let Some(time) = time else { continue };
         let mut row = vec![name.to_owned(), format!("{:.1}", time.0), format!("{:.1}", time.1)];

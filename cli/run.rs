@@ -3,16 +3,17 @@
 use crate::args::RunArgs;
 use crate::dump::Dump;
 use crate::measure::{Repetitions, Times, copy_pieces};
+use crate::meet::{Failure, all_ranks, print_failures};
 use crate::progress::Progress;
-use crate::rank::{self, Failure, Job, Outcome};
+use crate::rank::{self, Calls, Job, Outcome};
 use crate::reference::Reference;
 use crate::report;
-use crate::workload::{Workload, join};
+use crate::workload::Workload;
 use std::error::Error;
-use std::thread;
 use std::time::{Duration, Instant};
 use tokenrail::gpu::Description;
-use tokenrail::{Backend, Group, Member, bytes_for};
+use tokenrail::tuning::{Operation, Tuning};
+use tokenrail::{Backend, Group, Transport, bytes_for};
 
 /// What the ranks run on, and how often.
 pub struct Machine {
@@ -29,15 +30,18 @@ pub struct Machine {
 /// # Errors
 /// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
 pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
-    let backend = args.backend()?;
+    let backend = args.backend.open(args.seed)?;
     let members = Group::in_process(args.ranks, &backend)?;
     let devices: Vec<Description> = members.iter().map(|member| member.gpu().description().clone()).collect();
     let mut repetitions = Repetitions { warmup: args.warmup, timed: args.iterations(), copy_pieces: 0 };
 
     let started = Instant::now();
+    let calls = Calls::new(args, &devices[0])?;
     let progress = Progress::new(args.quiet);
     progress.part("drawing and routing tokens", 0);
-    let workload = Workload::new(args)?;
+    let mut workload = Workload::new(args)?;
+    let asked = calls.dispatch_sms.max(calls.combine_sms).unwrap_or(0);
+    workload.config.max_sms = workload.config.max_sms.max(asked);
     let dump = args.dump.as_deref().map(Dump::open).transpose()?;
     if matches!(backend, Backend::Cuda(_)) && devices.iter().all(|device| device.bulk_copy) {
         repetitions.copy_pieces = copy_pieces(bytes_for(&workload.config, args.ranks)?);
@@ -47,15 +51,15 @@ pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
     let prepared = started.elapsed();
     let machine = Machine { backend, devices, repetitions };
 
-    progress.part("running the ranks", args.ranks * rank::steps(repetitions));
-    let job = Job { workload: &workload, reference: &reference, repetitions, progress: &progress };
-    let results = all_ranks(members, &job);
+    progress.part("running the ranks", args.ranks * rank::steps(calls, repetitions));
+    let job = Job { workload: &workload, reference: &reference, calls, repetitions, progress: &progress };
+    let results = all_ranks(members, |member| rank::work(member, &job));
     progress.end();
     let ran = started.elapsed() - prepared;
 
     if !args.quiet {
         workload.notes.iter().for_each(|note| println!("note: {note}"));
-        println!("{}", report::configuration(&workload, &machine));
+        println!("{}", report::configuration(&workload, &machine, calls));
         println!("{}", report::traffic(&workload, &reference));
         println!("{}", report::load(&reference));
     }
@@ -76,35 +80,25 @@ pub fn run(args: &RunArgs) -> Result<bool, Box<dyn Error>> {
     Ok(verdict(&outcomes))
 }
 
-/// Runs every rank in a thread of its own.
-fn all_ranks(members: Vec<Member>, job: &Job) -> Vec<Result<Outcome, Failure>> {
-    thread::scope(|scope| {
-        let threads: Vec<_> =
-            members.into_iter().map(|member| scope.spawn(move || rank::work(member, job))).collect();
-        threads.into_iter().map(join).collect()
-    })
+impl Calls {
+    fn new(args: &RunArgs, device: &Description) -> Result<Self, Box<dyn Error>> {
+        let transport = if args.copy_engine { Transport::CopyEngine } else { Transport::Kernel };
+        let mut calls = Self { transport, dispatch_sms: None, combine_sms: None, follow: args.follow };
+        if let Some(path) = &args.tuning {
+            let tuning = Tuning::load(path)?;
+            let config = args.config(args.topk, args.hidden, args.tokens);
+            let dispatch =
+                if args.by_expert.is_some() { Operation::DispatchByExpert } else { Operation::Dispatch };
+            let sms = |operation| tuning.sms(&device.name, operation, &config, args.ranks, args.tokens);
+            (calls.dispatch_sms, calls.combine_sms) = (sms(dispatch), sms(Operation::Combine));
+        }
+        Ok(calls)
+    }
 }
 
 /// What came out, if all ranks came to their end.
 fn whole(results: &[Result<Outcome, Failure>]) -> Option<Vec<&Outcome>> {
     results.iter().map(|result| result.as_ref().ok()).collect()
-}
-
-/// Every error once, with the ranks that have it.
-fn print_failures(results: &[Result<Outcome, Failure>]) {
-    let mut messages: Vec<(String, Vec<usize>)> = Vec::new();
-    for (rank, result) in results.iter().enumerate() {
-        let Err(failure) = result else { continue };
-        let message = failure.to_string();
-        match messages.iter_mut().find(|(known, _)| *known == message) {
-            Some((_, ranks)) => ranks.push(rank),
-            None => messages.push((message, vec![rank])),
-        }
-    }
-    for (message, ranks) in messages {
-        let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
-        eprintln!("error: rank {}: {message}", ranks.join(", "));
-    }
 }
 
 fn elapsed(prepared: Duration, ran: Duration) -> String {

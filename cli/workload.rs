@@ -1,15 +1,31 @@
 //! The routing problem: which tokens every rank has, and where they go.
 
 use crate::args::RunArgs;
+use crate::choices::GateName;
 use crate::input;
 use half::bf16;
 use std::error::Error;
 use std::thread;
 use tokenrail::Config;
-use tokenrail::oracle::{OracleError, Placement, Router, Routing, TokenBatch, hidden_states, mask_some};
+use tokenrail::oracle::{OracleError, Placement, Routing, TokenBatch, hidden_states, mask_some};
 
 /// Most elements of all ranks' tokens: 8 GiB of bf16, of which the reference needs some ten times as much.
 const MAX_ELEMENTS: u64 = 1 << 32;
+
+/// What tokens and routing are drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Number of ranks.
+    pub ranks: u32,
+    /// How experts are chosen.
+    pub gate: GateName,
+    /// What decides.
+    pub seed: u64,
+    /// Ranks have different numbers of tokens.
+    pub uneven: bool,
+    /// One slot in so many is empty; 0: none.
+    pub mask_one_in: u64,
+}
 
 /// What a run is about.
 pub struct Workload {
@@ -43,16 +59,26 @@ impl Workload {
 
     fn generate(args: &RunArgs) -> Result<Self, Box<dyn Error>> {
         let config = args.config(args.topk, args.hidden, args.tokens);
-        check(&config, args.ranks)?;
-        let (ranks, tokens, hidden) = (args.ranks as usize, args.tokens as usize, args.hidden as usize);
-        let router = Router::new(args.gate(), hidden, args.seed)?;
-        let tokens_of = |rank| if args.uneven { tokens * rank / (ranks - 1).max(1) } else { tokens };
-        let routed = per_rank(args.ranks, |rank| {
-            let x = hidden_states(args.seed.wrapping_add(rank as u64), tokens_of(rank), hidden);
-            let routing = router.route(&x)?;
+        let RunArgs { ranks, gate, seed, uneven, mask_one_in, .. } = *args;
+        Self::draw(config, &Source { ranks, gate, seed, uneven, mask_one_in })
+    }
+
+    /// Tokens and routing from a seed.
+    ///
+    /// # Errors
+    /// Settings that are not possible.
+    pub fn draw(config: Config, source: &Source) -> Result<Self, Box<dyn Error>> {
+        check(&config, source.ranks)?;
+        let (ranks, tokens, hidden) = (source.ranks as usize, config.tokens as usize, config.hidden as usize);
+        let chooser = source.gate.chooser(config.experts, config.topk, config.hidden, source.seed)?;
+        let tokens_of = |rank| if source.uneven { tokens * rank / (ranks - 1).max(1) } else { tokens };
+        let routed = per_rank(source.ranks, |rank| {
+            let (seed, tokens) = (source.seed.wrapping_add(rank as u64), tokens_of(rank));
+            let x = hidden_states(seed, tokens, hidden);
+            let routing = chooser.route(&x, tokens, seed)?;
             Ok::<_, OracleError>((x, routing))
         })?;
-        Self::assemble(args, config, router.gate().to_string(), routed, Vec::new())
+        Self::assemble(source, config, chooser.describe(), routed, Vec::new())
     }
 
     /// Contiguous blocks of the file's tokens.
@@ -74,25 +100,28 @@ impl Workload {
             let (topk_idx, topk_weights) = (topk_idx[of(topk)].to_vec(), topk_weights[of(topk)].to_vec());
             (input.x[of(hidden)].to_vec(), Routing { topk, topk_idx, topk_weights })
         });
-        Self::assemble(args, config, "input file".into(), routed.collect(), input.notes)
+        let RunArgs { ranks, gate, seed, mask_one_in, .. } = *args;
+        let source = Source { ranks, gate, seed, uneven: false, mask_one_in };
+        Self::assemble(&source, config, "input file".into(), routed.collect(), input.notes)
     }
 
     fn assemble(
-        args: &RunArgs,
+        source: &Source,
         config: Config,
         gate: String,
         routed: Vec<(Vec<bf16>, Routing)>,
         notes: Vec<String>,
     ) -> Result<Self, Box<dyn Error>> {
-        let placement = Placement::new(args.ranks as usize, args.experts as usize)?;
+        let placement = Placement::new(source.ranks as usize, config.experts as usize)?;
         let hidden = config.hidden as usize;
-        let batches = per_rank(args.ranks, |rank| {
+        let batches = per_rank(source.ranks, |rank| {
             let (x, mut routing) = routed[rank].clone();
-            mask_some(&mut routing.topk_idx, args.seed.wrapping_add(rank as u64), args.mask_one_in);
+            let seed = source.seed.wrapping_add(rank as u64);
+            mask_some(&mut routing.topk_idx, seed, source.mask_one_in);
             TokenBatch::of(config.element, &x, hidden, routing)?.check(&placement)
         })?;
         let x = routed.into_iter().map(|(x, _)| x).collect();
-        Ok(Self { ranks: args.ranks, config, placement, gate, x, batches, notes })
+        Ok(Self { ranks: source.ranks, config, placement, gate, x, batches, notes })
     }
 }
 

@@ -8,6 +8,7 @@ pub mod exchange;
 pub mod gpu;
 mod group;
 pub mod oracle;
+pub mod tuning;
 pub mod workload;
 
 /// The kernels, and what kernels of an engine's own can be written with: launch them with [`Gpu::launch`].

@@ -1,11 +1,12 @@
 //! What stands in for a model where a check needs one.
 
 use crate::gpu::{Grid, Stream, View};
-use crate::{Element, Error, Exchange, Half, Received};
+use crate::{Element, Error, Exchange, Half, Received, ScaleLayout};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
 use tokenrail_device::workload::elements::{Elements, Format};
 use tokenrail_device::workload::experts::{Experts, ExpertsArgs};
+use tokenrail_device::workload::experts_by_expert::{ExpertsByExpert, ExpertsByExpertArgs};
 
 /// Applies the experts of [`crate::oracle::experts`] to every received row, on the device, into
 /// [`Received::outputs`]. An engine runs its grouped GEMM in this place.
@@ -37,6 +38,53 @@ pub fn experts(exchange: &Exchange, stream: &Stream, received: &Received) -> Res
     let grid = Grid { blocks: exchange.sms(), threads: gpu.description().warps * WARP, shared_bytes: 0 };
     // SAFETY: the arrays lie in this rank's arena, which the exchange keeps, sized for as many rows as it can receive.
     unsafe { gpu.launch::<Experts>(stream, grid, &args) }
+}
+
+/// Applies the experts of [`crate::oracle::experts_by_expert`] to every expert-major row, on the device, into `out`:
+/// `[expert rows, hidden]`. Padding is not written.
+///
+/// # Errors
+/// As [`experts`]; [`Error::Argument`] too if there is no expert-major form, its scales are column-major, or `out` is too
+/// short.
+pub fn experts_by_expert(
+    exchange: &Exchange,
+    stream: &Stream,
+    received: &Received,
+    out: View,
+) -> Result<(), Error> {
+    exchange.current(received)?;
+    let (config, gpu) = (exchange.config(), exchange.gpu());
+    let refuse =
+        |argument, value: String, limit: &str| Error::Argument { argument, value, limit: limit.into() };
+    let form = received.by_expert().ok_or_else(|| {
+        refuse("received", "rank-major".into(), "the config has no expert-major form: set expert_major")
+    })?;
+    if config.scale_layout != ScaleLayout::RowMajor {
+        let value = format!("{:?}", config.scale_layout);
+        return Err(refuse("scale_layout", value, "the test experts read RowMajor"));
+    }
+    let rows = form.experts.bytes() / 4;
+    out.holds("out", rows * 2 * config.hidden as usize)?;
+    let address = |view: View| Address(view.address());
+    let args = ExpertsByExpertArgs {
+        x: Elements {
+            x: address(form.x),
+            scales: address(form.x_scales),
+            hidden: config.hidden,
+            format: format(config.element)?,
+            scale_row_stride: config.element.scale_words(config.hidden),
+            scale_word_stride: 1,
+        },
+        expert_of_row: address(form.experts),
+        out: address(out),
+        // The end of the last expert's rows.
+        rows: address(form.starts).word((form.starts.bytes() / 4 - 1) as u32),
+        output: output(config.combined),
+        first_expert: exchange.first_expert(),
+    };
+    let grid = Grid { blocks: exchange.sms(), threads: gpu.description().warps * WARP, shared_bytes: 0 };
+    // SAFETY: the arrays lie in this rank's arena and handle, which the exchange keeps; `out` was checked.
+    unsafe { gpu.launch::<ExpertsByExpert>(stream, grid, &args) }
 }
 
 /// How the experts are to read dispatched elements.

@@ -61,6 +61,13 @@ fn every_kind_of_run_passes() {
         "--uneven",
         "--plain",
         "--mask-one-in 3",
+        "--gate uniform --combined f16",
+        "--gate zipf --uneven --follow",
+        "--gate one --ranks 2 --copy-engine --element fp8",
+        "--by-expert 4 --iterations 1",
+        "--by-expert 8 --follow --element fp8 --hidden 144 --combined f16 --mask-one-in 3",
+        "--copy-engine --follow --iterations 1",
+        "--by-expert 1 --plain --uneven",
         "--tokens 0",
         "--ranks 1 --sms 1",
         "--gate softmax --ranks 5 --experts 7 --topk 7 --hidden 24 --uneven --seed 3",
@@ -85,6 +92,137 @@ fn report_tells_settings_traffic_and_load() {
     let quiet = run("--quiet");
     assert_eq!(passes(&quiet).lines().count(), 1);
     assert!(quiet.stderr.is_empty());
+}
+
+#[test]
+fn one_sends_everything_to_the_first_rank() {
+    let out = passes(&run("--gate one"));
+    for rank in 0..3 {
+        assert!(out.contains(&format!("rank {rank}          6       0       0    6")), "{out}");
+    }
+    assert!(out.contains("routing    one experts=16 topk=3"), "{out}");
+}
+
+#[test]
+fn followed_dispatches_are_timed() {
+    assert!(passes(&run("--follow --iterations 1")).contains("cached dispatch"));
+    assert!(!passes(&run("--iterations 1")).contains("cached dispatch"));
+    assert!(passes(&run("--by-expert 4")).contains("and by expert, from multiples of 4"));
+}
+
+/// A small sweep with these settings besides.
+fn sweep(args: &str) -> Output {
+    let shape = "--ranks 3 --hidden 64 --experts 16 --topk 3 --iterations 2 --warmup 1 --alignment 4";
+    tokenrail(&format!("sweep {shape} {args}"))
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(path).expect("the file can be read")).expect("it is JSON")
+}
+
+#[test]
+fn a_sweep_measures_and_checks_everything_that_was_asked_for() {
+    let file = folder("sweep").join("sweep.json");
+    let output = sweep(&format!(
+        "--tokens 0,5,9 --sms 1,2 --element bf16,fp8 --hidden 144 --gate zipf,one \
+         --forms rank-major,by-expert,cached,copy-engine,plain --json {}",
+        file.display()
+    ));
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+    // Of each of 3 ranks 0 + 5 + 9 tokens, with 2 numbers of multiprocessors, elements, gates and 5 forms.
+    assert!(out.contains(&format!("ok: {} combined rows equal", 3 * 14 * 2 * 2 * 2 * 5)), "{out}");
+    let json = json(&file);
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3 * 2 * 2 * 2 * 5);
+    for row in rows {
+        let tokens = row["tokens"].as_u64().expect("a number");
+        assert_eq!(row["compared"], 3 * tokens, "{row}");
+        for (operation, row_bytes) in
+            [("dispatch", if row["element"] == "bf16" { 288 } else { 152 }), ("combine", 288)]
+        {
+            let timed = &row[operation];
+            let time = |name: &str| timed["time"][name].as_f64().expect("a number");
+            assert!(
+                0.0 < time("p10") && time("p10") <= time("median") && time("median") <= time("p90"),
+                "{row}"
+            );
+            assert!(timed["ceiling_gb_per_s"].as_f64().expect("a ceiling") > 0.0, "{row}");
+            if row["gate"] == "one" {
+                // Two ranks send all to the first.
+                assert_eq!(timed["bytes"], 2 * tokens * row_bytes, "{row}");
+            }
+        }
+    }
+    let dispatched = |form: &str| {
+        let of = |row: &&serde_json::Value| {
+            row["form"] == form && row["tokens"] == 9 && row["dispatch"]["sms"] == 2
+        };
+        let times =
+            rows.iter().filter(of).map(|row| row["dispatch"]["time"]["median"].as_f64().expect("a number"));
+        times.sum::<f64>()
+    };
+    assert!(dispatched("cached") < dispatched("rank-major"), "a handle saves the exchange of counts");
+    assert!(dispatched("by-expert") > dispatched("rank-major"), "rows by expert are more work");
+}
+
+#[test]
+fn a_sweep_may_check_nothing_and_says_so() {
+    let output = sweep("--tokens 4 --sms 1,1000 --element bf16 --no-check");
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(out.contains("nothing was compared") && !out.contains("ok:"), "{out}");
+    assert!(err.contains("[1000] multiprocessors are left out"), "{err}");
+}
+
+#[test]
+fn bad_sweeps_name_field_value_and_limit() {
+    for (args, words) in [
+        ("--sms 0,1000", ["sms = [0, 1000]", "1 to 132"]),
+        ("--hidden 20", ["hidden = 20", "multiple of 16"]),
+        ("--forms by-expert --alignment 0", ["alignment = 0", "1 to 4096"]),
+        ("--gate deepseek-v3 --experts 12", ["experts = 12", "groups = 8"]),
+        ("--tuning missing", ["missing", "No such file"]),
+        ("--json missing/file --element bf16 --sms 1 --tokens 1", ["--json", "missing/file"]),
+    ] {
+        fails(&sweep(args), 1, &words);
+    }
+    fails(&sweep("--gate best"), 2, &["--gate", "best", "zipf"]);
+    fails(&sweep("--quick"), 2, &["--quick", "--iterations"]);
+}
+
+#[test]
+fn what_is_tuned_is_used() {
+    let file = folder("tune").join("tuning.json");
+    let shape = "--ranks 2 --hidden 64 --experts 16 --topk 3 --element bf16 --iterations 2";
+    let tune = |more: &str| {
+        tokenrail(&format!("tune {shape} --tokens 2,9 --sms 1,2,3 {more} --out {}", file.display()))
+    };
+    let output = tune("--forms rank-major,by-expert");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let mut tuned = json(&file);
+    assert_eq!(tuned["device"], "emulated GPU");
+    let entries = tuned["entries"].as_array_mut().expect("entries");
+    assert_eq!(entries.len(), 6);
+    // Numbers that nobody would choose show that they are used.
+    for entry in entries {
+        let combine = entry["operation"] == "combine";
+        entry["sms"] = if combine { 5 } else { 7 }.into();
+    }
+    fs::write(&file, tuned.to_string()).expect("the file can be written");
+    let used = format!("--ranks 2 --hidden 64 --experts 16 --topk 3 --tuning {}", file.display());
+    let out = passes(&tokenrail(&format!("run {used} --tokens 6")));
+    assert!(out.contains("7 SMs to dispatch, 5 to combine"), "{out}");
+    let swept = folder("tuned-sweep").join("sweep.json");
+    let output = tokenrail(&format!("sweep {used} --tokens 6 --element bf16 --json {}", swept.display()));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let row = &json(&swept)["rows"][0];
+    assert_eq!((&row["dispatch"]["sms"], &row["combine"]["sms"]), (&7.into(), &5.into()));
+
+    fs::write(&file, tuned.to_string().replace("\"version\":1", "\"version\":9"))
+        .expect("the file can be written");
+    fails(&tokenrail(&format!("run {used} --tokens 6")), 1, &["tuning.json", "version = 9", "must be 1"]);
+    fails(&tune("--forms cached"), 1, &["forms = cached", "rank-major and by-expert"]);
+    fails(&tune("--gate uniform,zipf"), 1, &["gate = 2", "one routing"]);
 }
 
 #[test]
@@ -312,6 +450,8 @@ fn bad_settings_name_field_value_and_limit() {
         ("--tokens 400000000", ["tokens = 400000000", "must be", "below"]),
         ("--devices 1", ["devices = 1", "emulator", "--backend cuda"]),
         ("--lane llvm", ["lane = llvm", "emulator", "--backend cuda"]),
+        ("--by-expert 5000", ["alignment = 5000", "1", "4096"]),
+        ("--gate uniform --topk 17", ["topk = 17", "at most", "experts = 16"]),
     ] {
         fails(&run(args), 1, &words);
     }
@@ -339,11 +479,18 @@ fn without_gpus_their_backend_says_so() {
 
 #[test]
 fn info_tells_what_there_is() {
-    let output = tokenrail("info");
+    let output = tokenrail("info --no-measure");
     let out = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{out}");
     assert!(
         out.contains(env!("CARGO_PKG_VERSION")) && out.contains("emulator") && out.contains("GPU"),
         "{out}"
     );
+    assert!(out.contains("not measured: --no-measure"), "{out}");
+    let emulated = text(&tokenrail("info --backend emulator").stdout);
+    assert!(emulated.contains("not measured: the emulator"), "{emulated}");
+    if tokenrail::Backend::cuda_devices().is_err() {
+        let out = text(&tokenrail("info").stdout);
+        assert!(out.contains("not measured: there is no GPU"), "{out}");
+    }
 }

@@ -33,6 +33,7 @@
 
 mod combine;
 mod dispatch;
+mod draw;
 mod error;
 mod expert_major;
 mod experts;
@@ -50,6 +51,7 @@ mod workload;
 
 pub use combine::{combine, combine_weights};
 pub use dispatch::{Layout, dispatch, layout};
+pub use draw::{Draw, Spread};
 pub use error::{GateError, OracleError};
 pub use expert_major::{ExpertMajor, expert_major, reduce};
 pub use experts::{EXPERT_FUNCTION, expert_coefficients, experts, experts_by_expert};

@@ -1,0 +1,287 @@
+//! `tokenrail sweep`: throughput over multiprocessors, tokens, elements, routings and forms.
+
+pub mod args;
+mod rank;
+mod row;
+mod sample;
+
+pub use row::{Results, Row};
+
+use crate::choices::{ElementName, GateName};
+use crate::measure::{Repetitions, Times, copy_pieces};
+use crate::meet::{all_ranks, print_failures};
+use crate::progress::Progress;
+use crate::workload::{Source, Workload};
+use args::{Form, ShapeArgs, SweepArgs};
+use clap::ValueEnum;
+use rank::{Cell, Job, Outcome};
+use row::{CopyRow, Crossing, copy_row};
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use tokenrail::gpu::Description;
+use tokenrail::tuning::{Operation, Tuning};
+use tokenrail::{Backend, Config, Group, Member};
+
+/// Of the JSON.
+const VERSION: u32 = 1;
+/// Bytes that a ceiling's copy moves at least on a GPU, and on the emulator.
+const COPY_BYTES: (u64, u64) = (256 << 20, 1 << 17);
+
+/// Sweeps, prints and writes; true if all went well.
+///
+/// # Errors
+/// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
+pub fn sweep(args: &SweepArgs) -> Result<bool, Box<dyn Error>> {
+    let tuning = args.tuning.as_deref().map(Tuning::load).transpose()?;
+    let mut sweep = Sweep::new(&args.shape)?;
+    let well = sweep.all(tuning.as_ref(), &mut |results| match &args.json {
+        Some(path) => write(path, results),
+        None => Ok(()),
+    })?;
+    print!("{}", row::print(&sweep.results));
+    Ok(verdict(&sweep, well))
+}
+
+/// Tells of what was compared; true if all is well.
+pub fn verdict(sweep: &Sweep, well: bool) -> bool {
+    let compared: usize = sweep.results.rows.iter().map(|row| row.compared).sum();
+    match (well, sweep.args.no_check) {
+        (false, _) => println!("FAILED: see above"),
+        (true, true) => println!("nothing was compared with the CPU reference"),
+        (true, false) => println!("ok: {compared} combined rows equal the CPU reference, bit for bit"),
+    }
+    well
+}
+
+/// All of it, in one piece or not at all.
+fn write(path: &Path, results: &Results) -> Result<(), Box<dyn Error>> {
+    let named = |error: &dyn std::fmt::Display| format!("--json: {}: {error}", path.display());
+    let text = serde_json::to_string_pretty(results).map_err(|error| named(&error))?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    fs::write(&temporary, text + "\n").map_err(|error| named(&error))?;
+    Ok(fs::rename(&temporary, path).map_err(|error| named(&error))?)
+}
+
+/// What is done with the results so far.
+pub type After<'a> = dyn FnMut(&Results) -> Result<(), Box<dyn Error>> + 'a;
+
+/// A sweep under way.
+pub struct Sweep<'a> {
+    args: &'a ShapeArgs,
+    backend: Backend,
+    devices: Vec<Description>,
+    /// Not used: they keep the devices open from one exchange to the next.
+    _members: Vec<Member>,
+    /// Multiprocessors of the list that a rank can have.
+    sms: Vec<u32>,
+    repetitions: Repetitions,
+    progress: Progress,
+    /// So far.
+    pub results: Results,
+}
+
+impl<'a> Sweep<'a> {
+    /// Looks at the devices, and at what of the settings can be seen to be wrong before anything long.
+    ///
+    /// # Errors
+    /// Settings or devices that are not usable.
+    pub fn new(args: &'a ShapeArgs) -> Result<Self, Box<dyn Error>> {
+        for &form in &args.forms {
+            for &element in &args.element {
+                args.config(element, form)?.shape(args.ranks)?;
+            }
+        }
+        let backend = args.backend.open(args.seed)?;
+        let members = Group::in_process(args.ranks, &backend)?;
+        let devices: Vec<Description> =
+            members.iter().map(|member| member.gpu().description().clone()).collect();
+        let most = devices.iter().map(|device| device.multiprocessors / device.ranks).min().unwrap_or(0);
+        let (sms, without): (Vec<u32>, Vec<u32>) =
+            args.sms.iter().partition(|&&sms| (1..=most).contains(&sms));
+        if !without.is_empty() && !args.quiet {
+            eprintln!("note: {without:?} multiprocessors are left out: a rank can have 1 to {most} here");
+        }
+        if sms.is_empty() {
+            let value = format!("{:?}", args.sms);
+            let limit = format!("a rank can have 1 to {most} multiprocessors here");
+            return Err(tokenrail::Error::Config { field: "sms", value, limit }.into());
+        }
+        let (timed, warmup) = args.repetitions();
+        let bulk_copy = devices.iter().all(|device| device.bulk_copy);
+        let copy_bytes = if args.backend.is_gpu() { COPY_BYTES.0 } else { COPY_BYTES.1 };
+        let copy_pieces = if bulk_copy { copy_pieces(copy_bytes) } else { 0 };
+        let mut ordinals: Vec<usize> = devices.iter().map(|device| device.ordinal).collect();
+        ordinals.sort_unstable();
+        ordinals.dedup();
+        let results = Results {
+            version: VERSION,
+            tokenrail: env!("CARGO_PKG_VERSION"),
+            backend: if args.backend.is_gpu() { "cuda" } else { "emulator" },
+            lane: args.backend.lane.clone(),
+            devices: devices.iter().map(|device| format!("{} {}", device.name, device.ordinal)).collect(),
+            gpus: ordinals.len(),
+            ranks: args.ranks,
+            hidden: args.hidden,
+            experts: args.experts,
+            topk: args.topk,
+            combined: name_of(args.combined),
+            seed: args.seed,
+            iterations: timed,
+            warmup,
+            copies: Vec::new(),
+            rows: Vec::new(),
+        };
+        let repetitions = Repetitions { warmup, timed, copy_pieces };
+        let progress = Progress::new(args.quiet);
+        Ok(Self { args, backend, devices, _members: members, sms, repetitions, progress, results })
+    }
+
+    /// The first rank's device.
+    pub fn device(&self) -> &Description {
+        &self.devices[0]
+    }
+
+    /// Everything that was asked for; `after` is given the results so far each time that there are more. True if all
+    /// ranks came to an end and nothing differs.
+    ///
+    /// # Errors
+    /// Settings that are not possible, and what `after` says.
+    pub fn all(&mut self, tuning: Option<&Tuning>, after: &mut After) -> Result<bool, Box<dyn Error>> {
+        let mut well = true;
+        let args = self.args;
+        for &gate in &args.gate {
+            for &element in &args.element {
+                self.progress.part("drawing and routing tokens", 0);
+                let source =
+                    Source { ranks: args.ranks, gate, seed: args.seed, uneven: false, mask_one_in: 0 };
+                let mut workload = Workload::draw(args.config(element, Form::RankMajor)?, &source)?;
+                // What is dispatched has been made of them.
+                workload.x.clear();
+                for &form in &args.forms {
+                    well &= self.one(&workload, (gate, element, form), tuning)?;
+                    after(&self.results)?;
+                }
+            }
+        }
+        self.progress.end();
+        Ok(well)
+    }
+
+    /// What is measured with one exchange.
+    fn one(
+        &mut self,
+        workload: &Workload,
+        (gate, element, form): (GateName, ElementName, Form),
+        tuning: Option<&Tuning>,
+    ) -> Result<bool, Box<dyn Error>> {
+        let config = self.args.config(element, form)?;
+        let cells = self.cells(&config, form, tuning);
+        let all_sms = || cells.iter().flat_map(|cell| [cell.dispatch_sms, cell.combine_sms]);
+        let most = all_sms().max().unwrap_or(1);
+        let config = Config { sms: Some(most.min(self.device().default_sms)), max_sms: most, ..config };
+        let config = self.with_room(workload, config);
+        let samples = if self.args.no_check { Vec::new() } else { sample::samples(workload, &config) };
+        let mut ceilings: Vec<u32> =
+            all_sms().filter(|sms| self.results.copies.iter().all(|copy| copy.sms != *sms)).collect();
+        ceilings.sort_unstable();
+        ceilings.dedup();
+
+        self.progress.part("measuring", self.args.ranks * cells.len() as u32);
+        let job = Job {
+            workload,
+            samples: &samples,
+            config: &config,
+            form,
+            cells: &cells,
+            ceilings: &ceilings,
+            repetitions: self.repetitions,
+            progress: &self.progress,
+        };
+        let members = Group::in_process(self.args.ranks, &self.backend)?;
+        let results = all_ranks(members, |member| rank::work(member, &job));
+        let outcomes: Option<Vec<&Outcome>> = results.iter().map(|result| result.as_ref().ok()).collect();
+        let name = format!("{} {} {}", name_of(element), form.name(), name_of(gate));
+        let Some(outcomes) = outcomes else {
+            eprintln!("error: {name}:");
+            print_failures(&results);
+            return Ok(false);
+        };
+        self.collect(workload, &config, (gate, element, form), &cells, &outcomes);
+        let differences: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.differences).collect();
+        differences.iter().for_each(|difference| eprintln!("error: {name}: {difference}"));
+        Ok(differences.is_empty())
+    }
+
+    /// What to measure, tuned or by the list.
+    fn cells(&self, config: &Config, form: Form, tuning: Option<&Tuning>) -> Vec<Cell> {
+        let (args, device) = (self.args, self.device());
+        let most = self.devices.iter().map(|device| device.multiprocessors / device.ranks).min().unwrap_or(1);
+        let cells = args.tokens.iter().flat_map(|&tokens| {
+            let both = |sms| Cell { tokens, dispatch_sms: sms, combine_sms: sms };
+            let Some(tuning) = tuning else { return self.sms.iter().map(|&sms| both(sms)).collect() };
+            let tuned = |operation| {
+                let sms = tuning.sms(&device.name, operation, config, args.ranks, tokens);
+                sms.unwrap_or(device.default_sms).min(most)
+            };
+            let (dispatch_sms, combine_sms) = (tuned(form.dispatch()), tuned(Operation::Combine));
+            vec![Cell { tokens, dispatch_sms, combine_sms }]
+        });
+        cells.collect()
+    }
+
+    /// As many expert-major rows as the routing takes: the most there could be would not fit a GPU for long batches.
+    fn with_room(&self, workload: &Workload, config: Config) -> Config {
+        let Some(form) = config.expert_major else { return config };
+        let placement = &workload.placement;
+        let mut pairs = vec![0u32; placement.experts()];
+        let slots = workload.batches.iter().flat_map(|batch| &batch.topk_idx);
+        slots.filter_map(|&expert| usize::try_from(expert).ok()).for_each(|expert| pairs[expert] += 1);
+        let rows = |rank: usize| {
+            let own = &pairs[placement.experts_of(rank)];
+            own.iter().map(|count| count.next_multiple_of(form.alignment.max(1))).sum::<u32>()
+        };
+        let rows = (0..placement.ranks()).map(rows).max();
+        Config { expert_major: Some(tokenrail::ExpertMajor { rows, ..form }), ..config }
+    }
+
+    fn collect(
+        &mut self,
+        workload: &Workload,
+        config: &Config,
+        (gate, element, form): (GateName, ElementName, Form),
+        cells: &[Cell],
+        outcomes: &[&Outcome],
+    ) {
+        if let Some(first) = outcomes.first() {
+            let rows = first.copies.keys().filter_map(|&sms| {
+                let ranks: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.copies.get(&sms)).collect();
+                copy_row(sms, self.repetitions.copy_pieces, &ranks)
+            });
+            let rows: Vec<CopyRow> = rows.collect();
+            self.results.copies.extend(rows);
+        }
+        for (at, cell) in cells.iter().enumerate() {
+            let crossing = Crossing::new(workload, &self.devices, cell.tokens);
+            let times: Vec<&Times> = outcomes.iter().map(|outcome| &outcome.times[at]).collect();
+            let both = crossing.both(config, cell, &times, &self.results.copies);
+            let Some((dispatch, combine)) = both else { continue };
+            self.results.rows.push(Row {
+                element: name_of(element),
+                form,
+                gate: name_of(gate),
+                tokens: cell.tokens,
+                dispatch,
+                combine,
+                compared: outcomes.iter().map(|outcome| outcome.compared[at]).sum(),
+            });
+        }
+    }
+}
+
+/// A choice as it is written on the command line.
+pub fn name_of(choice: impl ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}

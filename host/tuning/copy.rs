@@ -1,0 +1,79 @@
+//! The copy that links and multiprocessors are measured with.
+
+use crate::gpu::{Gpu, Grid, Stream, View};
+use crate::{Error, Event};
+use tokenrail_device::gpu::mem::Address;
+use tokenrail_device::gpu::thread::WARP;
+use tokenrail_device::workload::copy::{self, Copy, CopyArgs};
+
+/// Bulk copies through shared memory, as dispatch and combine make them, with nothing else: their ceiling.
+pub struct CopyKernel {
+    gpu: Gpu,
+    threads: u32,
+    shared_bytes: u32,
+}
+
+impl CopyKernel {
+    /// Bytes of one bulk copy: a row of DeepSeek-V3's.
+    pub const PIECE_BYTES: u32 = 14336;
+
+    /// For this GPU.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it has no bulk copies.
+    pub fn new(gpu: &Gpu) -> Result<Self, Error> {
+        let device = gpu.description();
+        if !device.bulk_copy {
+            return Err(Error::Unavailable {
+                what: "the copy that bandwidth is measured with".into(),
+                why: format!("{} has no bulk copies; sm_90 and later have", device.name),
+            });
+        }
+        let fits = |warps: &u32| copy::shared_bytes(*warps, Self::PIECE_BYTES) <= device.shared_bytes;
+        let warps = (1..=device.warps).rev().find(fits).unwrap_or(1);
+        let shared_bytes = copy::shared_bytes(warps, Self::PIECE_BYTES);
+        Ok(Self { gpu: gpu.clone(), threads: warps * WARP, shared_bytes })
+    }
+
+    /// Queues a copy of `pieces` pieces of [`CopyKernel::PIECE_BYTES`] on `sms` multiprocessors. Either place may be a
+    /// peer's of the same group; both stay alive until the stream has come so far.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if either is shorter, [`Error::Device`] if the launch is refused.
+    pub fn queue(&self, stream: &Stream, from: View, to: View, pieces: u32, sms: u32) -> Result<(), Error> {
+        let bytes = pieces as usize * Self::PIECE_BYTES as usize;
+        from.holds("source of a copy", bytes)?;
+        to.holds("destination of a copy", bytes)?;
+        let args = CopyArgs {
+            from: Address(from.address()),
+            to: Address(to.address()),
+            pieces,
+            piece_bytes: Self::PIECE_BYTES,
+        };
+        let grid = Grid { blocks: sms, threads: self.threads, shared_bytes: self.shared_bytes };
+        // SAFETY: both places were checked, allocations are aligned to more than 16 bytes, and the shared memory is what
+        // `shared_bytes` says.
+        unsafe { self.gpu.launch::<Copy>(stream, grid, &args) }
+    }
+
+    /// Queues the copy `warmup + timed` times back to back, waits, and gives the times of the last `timed` in µs.
+    ///
+    /// # Errors
+    /// As [`CopyKernel::queue`].
+    pub fn times(
+        &self,
+        stream: &Stream,
+        (from, to, pieces): (View, View, u32),
+        sms: u32,
+        (warmup, timed): (u32, u32),
+    ) -> Result<Vec<f64>, Error> {
+        let mut events: Vec<Event> = vec![stream.record()?];
+        for _ in 0..warmup + timed {
+            self.queue(stream, from, to, pieces, sms)?;
+            events.push(stream.record()?);
+        }
+        stream.synchronize()?;
+        let pairs = events.windows(2).skip(warmup as usize);
+        pairs.map(|pair| Ok(1e3 * pair[0].elapsed_ms(&pair[1])?)).collect()
+    }
+}
