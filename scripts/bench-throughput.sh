@@ -3,12 +3,13 @@
 #
 #     scripts/bench-throughput.sh target/release/tokenrail FOLDER [OPTIONS OF tokenrail sweep ...]
 #
-# For a host with two GPUs, where it takes a few minutes; with one, ranks share it. Options that come last win, such as
-# `--devices 0,1` or `--iterations 20`. Ends with status 1 if any sweep failed; the others' results are there.
+# For a host with two GPUs, where it takes a few minutes; with one, ranks share it. Of options that take one value the last
+# wins, such as `--iterations 20`; lists grow, and `--devices 0,1` has none to begin with. Ends with status 1 if any sweep
+# failed; the others' results are there.
 set -uo pipefail
 
 if [ $# -lt 2 ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 binary=$1
