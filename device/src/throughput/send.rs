@@ -446,18 +446,18 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
     for token in Walk::new::<BY_EXPERT>(block) {
         let (mut route, mut companions) = (NO_ROUTE, Companions::NONE);
         for piece in 0..pieces {
-            if driver {
-                // The buffer to load next is the one that the last piece's stores read.
-                bulk::wait_read();
-                load_next();
-            }
             if piece == 0 {
-                // While the row is on its way.
+                // While the last row is read; loaded ahead of this row rather than behind it (docs/performance.md).
                 // SAFETY: the contract of DispatchArgs.
                 unsafe {
                     route = resolve(block, token);
                     companions = Companions::load::<BY_EXPERT>(block, token);
                 }
+            }
+            if driver {
+                // The buffer to load next is the one that the last piece's stores read.
+                bulk::wait_read();
+                load_next();
             }
             if driver {
                 // SAFETY: this warp's own mbarrier. Partner: the load of this piece, which completes on it.

@@ -102,6 +102,9 @@ impl Queue for CudaQueue {
         let stream = self.enter()?;
         // SAFETY: callers pass memory as large as this; the destination outlives the synchronisation.
         unsafe {
+            // Before the copy: into pageable memory it waits for the stream inside the driver, and other threads' launches
+            // in this context, for which kernels of this stream may be waiting, would wait for it.
+            check("a kernel or copy", driver::cuStreamSynchronize(stream))?;
             let to = bytes.as_mut_ptr().expose_provenance() as DevicePointer;
             check("cuMemcpyAsync", driver::cuMemcpyAsync(to, from, bytes.len(), stream))?;
             check("a kernel or copy", driver::cuStreamSynchronize(stream))
