@@ -202,8 +202,9 @@ impl PeerCopy {
     /// [`Error::Device`] without enough memory, [`Error::Unavailable`] without bulk copies.
     pub fn new(exchange: &Exchange, pieces: u32) -> Result<Self, Error> {
         let (bytes, gpu) = (copy_bytes(pieces) as usize, exchange.gpu());
-        let (from, to) = (gpu.alloc_zeroed(bytes)?, Arc::new(gpu.alloc(bytes)?));
-        Ok(Self { kernel: CopyKernel::new(gpu)?, from, to, pieces })
+        let kernel = CopyKernel::new(gpu)?;
+        let (from, to) = (kernel.source(pieces)?, Arc::new(gpu.alloc(bytes)?));
+        Ok(Self { kernel, from, to, pieces })
     }
 
     /// Where the rank before is to copy to.

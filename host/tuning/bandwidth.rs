@@ -92,8 +92,10 @@ impl Bandwidths {
         let gpu = member.gpu();
         let pieces = if gpu.description().capability == 0 { EMULATED_PIECES } else { PIECES };
         let bytes = pieces as usize * CopyKernel::PIECE_BYTES as usize;
-        let target = Arc::new(gpu.alloc_zeroed(bytes)?);
-        Ok((CopyKernel::new(gpu)?, gpu.stream()?, gpu.alloc_zeroed(bytes)?, target, pieces))
+        let target = Arc::new(gpu.alloc(bytes)?);
+        let kernel = CopyKernel::new(gpu)?;
+        let own = kernel.source(pieces)?;
+        Ok((kernel, gpu.stream()?, own, target, pieces))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The copy that links and multiprocessors are measured with.
 
-use crate::gpu::{Gpu, Grid, Stream, View};
+use crate::gpu::{Buffer, Gpu, Grid, Stream, View};
 use crate::{Error, Event};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
@@ -33,6 +33,21 @@ impl CopyKernel {
         let warps = (1..=device.warps).rev().find(fits).unwrap_or(1);
         let shared_bytes = copy::shared_bytes(warps, Self::PIECE_BYTES);
         Ok(Self { gpu: gpu.clone(), threads: warps * WARP, shared_bytes })
+    }
+
+    /// `pieces` pieces of noise to be copied: zeros may move faster than real data do.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without enough memory.
+    pub fn source(&self, pieces: u32) -> Result<Buffer, Error> {
+        let mut word = 1u32;
+        // Knuth and Lewis' generator, as in Numerical Recipes, chapter 7.1: any bits do.
+        let mut next = || {
+            word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            word
+        };
+        let words = pieces as usize * Self::PIECE_BYTES as usize / 4;
+        self.gpu.upload(&(0..words).map(|_| next()).collect::<Vec<_>>())
     }
 
     /// Queues a copy of `pieces` pieces of [`CopyKernel::PIECE_BYTES`] on `sms` multiprocessors. Either place may be a
