@@ -438,14 +438,31 @@ fn an_expert_major_form_that_is_too_small() {
         let gpu = exchange.gpu().clone();
         let stream = gpu.stream().expect("a stream");
         let x = gpu.upload(&[bf16::ONE; 4 * 64]).expect("memory");
+        let ones = gpu.upload(&[1f32; 4 * 2]).expect("memory");
+        // One that fits leaves its form behind.
+        let few = gpu.upload(&[0, 7, 1, 0, 0, 0, 1, 1]).expect("memory");
+        exchange.dispatch(&stream, &Input::new(&x, &few, &ones, 4)).expect("queued");
+        exchange.finish(&stream).expect("it fits");
         // All four experts of rank 0 have pairs, and one of rank 1.
         let ids = gpu.upload(&[0, 7, 1, 2, 3, 0, 1, 1]).expect("memory");
-        let received = exchange.dispatch(&stream, &Input::new(&x, &ids, &ids, 4)).expect("queued");
+        let received = exchange.dispatch(&stream, &Input::new(&x, &ids, &ones, 4)).expect("queued");
         let error = exchange.finish(&stream).err().map(|error| error.to_string());
         // Every row is there all the same, and the exchange goes on.
         let counts = exchange.counts(&stream, &received).expect("told once");
         assert_eq!(counts.rows, [8, 2][rank as usize]);
         assert_eq!(counts.expert_starts.last(), Some(&[0, 8][rank as usize]));
+        // Nothing is taken from the form of the one before.
+        let form = received.by_expert().expect("the config has the form");
+        let experts: Vec<i32> = gpu.download(&stream, form.experts, 31).expect("still there");
+        assert_eq!(experts.iter().any(|&expert| expert >= 0), rank == 1);
+        let combined = gpu.alloc(4 * 128).expect("memory");
+        let outputs = Outputs::ByExpert(form.x, Weights::Received);
+        exchange
+            .combine_with(&stream, &received, &Output { outputs, ..Output::new(&combined) })
+            .expect("queued");
+        exchange.finish(&stream).expect("fine");
+        let sums: Vec<bf16> = gpu.download(&stream, combined.view(), 4 * 64).expect("still there");
+        assert_eq!([0, 1, 2, 3].map(|token: usize| sums[64 * token].to_f32()), [1.0, 0.0, 0.0, 0.0]);
         error
     });
     let error = "the expert-major form would be 32 rows, but expert_major.rows = 31; it is left empty";

@@ -129,7 +129,8 @@ pub enum Outputs {
 /// What combine is to do.
 #[derive(Clone, Copy)]
 pub struct Output<'a> {
-    /// Out: bf16 or f16 `[tokens, hidden]`.
+    /// Out: bf16 or f16 `[tokens, hidden]`; with room for as many tokens as the config allows if they were counted on the
+    /// device. So for the other arrays of tokens.
     pub combined: View,
     /// Where the experts' outputs are.
     pub outputs: Outputs,

@@ -330,6 +330,8 @@ unsafe fn dispatch<const BY_EXPERT: bool>(
                 send_rows(&block);
             } else if plan.expand {
                 expand_rows(&block);
+            } else {
+                expand::clear(&block);
             }
         }
         if meet::last_block(meetings.word(1)) {

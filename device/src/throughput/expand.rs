@@ -225,6 +225,30 @@ impl<'a> Expansion<'a> {
     }
 }
 
+/// Leaves the form empty, for want of room: nothing of an earlier dispatch is to be taken for this one's.
+///
+/// # Safety
+/// `plan` has run on the whole block, which then has warps after the senders.
+#[inline(always)]
+pub unsafe fn clear(block: &Block) {
+    let exchange = &block.args.exchange;
+    let shape = &exchange.shape;
+    // SAFETY: the contract of DispatchArgs.
+    unsafe {
+        let expansion = Expansion::new(block);
+        let worker = thread::block_index() * expansion.workers + expansion.worker;
+        let first = worker * thread::WARP + thread::lane();
+        let step = thread::grid_size() * expansion.workers * thread::WARP;
+        for row in thread::Strided::new(first, shape.expert_rows, step) {
+            expansion.mark(row, NONE, NONE);
+        }
+        let positions = exchange.handle(exchange.handle.positions);
+        for slot in thread::Strided::new(first, shape.rows * shape.topk, step) {
+            mem::store_u32(positions.word(slot), NONE);
+        }
+    }
+}
+
 /// What has arrived beside a row, in so far as this lane has it.
 #[derive(Clone, Copy)]
 struct Arrived {
