@@ -123,7 +123,7 @@ pub struct Config {
     /// what its routes take, a few bytes a slot.
     pub handles: Option<u32>,
     /// Streaming multiprocessors that a kernel occupies, unless a call says otherwise. `None`: 16 on a GPU, 2 on the
-    /// emulator.
+    /// emulator. [`Bandwidths::sms`](crate::tuning::Bandwidths::sms) gives a number from what was measured.
     pub sms: Option<u32>,
     /// Most multiprocessors that a call may ask for. `sms` may not be above it.
     pub max_sms: u32,

@@ -143,14 +143,13 @@ struct Companions {
 }
 
 impl Companions {
-    const NONE: Self = Self { token: 0, expert: u32::MAX, weight: 0, place: 0, scales: [0; HELD as usize] };
-
     #[inline(always)]
     unsafe fn load<const BY_EXPERT: bool>(block: &Block, token: u32) -> Self {
         let args = block.args;
         let exchange = &args.exchange;
         let shape = &exchange.shape;
-        let mut companions = Self { token, ..Self::NONE };
+        let mut companions =
+            Self { token, expert: u32::MAX, weight: 0, place: 0, scales: [0; HELD as usize] };
         // SAFETY: the contract of DispatchArgs.
         unsafe {
             if thread::lane() < shape.topk {
@@ -444,22 +443,15 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
     let (mut stage, mut parity) = (0, 0);
     let mut tally = Tally::NONE;
     for token in Walk::new::<BY_EXPERT>(block) {
-        let (mut route, mut companions) = (NO_ROUTE, Companions::NONE);
+        // While the last row is read; ahead of this row's load rather than behind it (docs/performance.md).
+        // SAFETY: the contract of DispatchArgs.
+        let (route, companions) =
+            unsafe { (resolve(block, token), Companions::load::<BY_EXPERT>(block, token)) };
         for piece in 0..pieces {
-            if piece == 0 {
-                // While the last row is read; loaded ahead of this row rather than behind it (docs/performance.md).
-                // SAFETY: the contract of DispatchArgs.
-                unsafe {
-                    route = resolve(block, token);
-                    companions = Companions::load::<BY_EXPERT>(block, token);
-                }
-            }
             if driver {
                 // The buffer to load next is the one that the last piece's stores read.
                 bulk::wait_read();
                 load_next();
-            }
-            if driver {
                 // SAFETY: this warp's own mbarrier. Partner: the load of this piece, which completes on it.
                 unsafe { bulk::mbarrier_wait(barrier(stage), parity) };
             }
