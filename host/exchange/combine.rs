@@ -46,10 +46,7 @@ impl Exchange {
         let blocks = self.blocks(output.sms)?;
         let bias = self.check_output(received, output)?;
         let by_copies = output.transport == Transport::CopyEngine;
-        if by_copies && !self.config.copy_engine {
-            let limit = "the config has no room for packed rows: set copy_engine".into();
-            return Err(Error::Argument { argument: "transport", value: "copy engine".into(), limit });
-        }
+        self.has_room_for(output.transport)?;
 
         let exchange = self.device_side(received.flight, received.handle.index);
         let threads = self.gpu().description().warps * WARP;

@@ -115,20 +115,19 @@ impl Exchange {
     }
 
     fn check_transport(&self, transport: Transport) -> Result<(), Error> {
-        let refuse = |limit: &str| {
-            let (value, limit) = ("copy engine".into(), limit.into());
-            Err(Error::Argument { argument: "transport", value, limit })
-        };
-        match transport {
-            Transport::Kernel => Ok(()),
-            Transport::CopyEngine if !self.config.copy_engine => {
-                refuse("the config has no room for packed rows: set copy_engine")
-            }
-            Transport::CopyEngine if self.plan.shape.expert_rows > 0 => {
-                refuse("the expert-major form is filled by kernels alone")
-            }
-            Transport::CopyEngine => Ok(()),
+        self.has_room_for(transport)?;
+        if transport == Transport::CopyEngine && self.plan.shape.expert_rows > 0 {
+            return Err(no_copy_engine("the expert-major form is filled by kernels alone"));
         }
+        Ok(())
+    }
+
+    /// An error for copy engines where the arena has no room for what they move.
+    pub(super) fn has_room_for(&self, transport: Transport) -> Result<(), Error> {
+        if transport == Transport::CopyEngine && !self.config.copy_engine {
+            return Err(no_copy_engine("the config has no room for packed rows: set copy_engine"));
+        }
+        Ok(())
     }
 
     /// The handle that is followed, or the memory of the oldest for a new routing.
@@ -171,6 +170,10 @@ impl Exchange {
         }
         Ok(())
     }
+}
+
+fn no_copy_engine(limit: &str) -> Error {
+    Error::Argument { argument: "transport", value: "copy engine".into(), limit: limit.into() }
 }
 
 /// The side tensors and the place of the scales, if all arrays have room for `tokens` tokens.

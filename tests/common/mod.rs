@@ -455,12 +455,11 @@ impl Rank<'_> {
         assert_eq!(counts.rows as usize, want.tokens(), "rows of rank {rank}");
         same("tokens_per_source", rank, &counts.tokens_per_source, &want.tokens_per_source);
         assert_eq!(counts.dropped_rows, want.dropped, "rows left out on rank {rank}");
-        let wanted = pass.batches[rank].tokens as u64; // At least so many slots' tokens.
         let here =
             |ranks: &[oracle::Received]| -> u32 { ranks.iter().map(|to| to.tokens_per_source[rank]).sum() };
         let config = &self.case.config;
         let placement = Placement::new(pass.batches.len(), config.experts as usize).unwrap();
-        let routes: u32 = (0..wanted as usize)
+        let routes: u32 = (0..pass.batches[rank].tokens)
             .flat_map(|token| (0..placement.ranks()).map(move |to| (token, to)))
             .filter(|&(token, to)| placement.goes_to(pass.batches[rank].experts_of(token), to))
             .count() as u32;
