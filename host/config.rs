@@ -1,5 +1,9 @@
 //! The settings of an exchange, and what follows from them.
 
+mod low_latency;
+
+pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
+
 use crate::Error;
 use std::time::Duration;
 use tokenrail_device::wire::{ArenaLayout, HandleLayout, MAX_SIDES, SCALE_CHANNELS, Shape, WorkspaceLayout};

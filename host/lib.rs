@@ -14,7 +14,10 @@ pub mod workload;
 /// The kernels, and what kernels of an engine's own can be written with: launch them with [`Gpu::launch`].
 pub use tokenrail_device as device;
 
-pub use config::{Config, Element, ExpertMajor, Half, Overflow, ScaleLayout, bytes_for};
+pub use config::{
+    CombineFormat, Config, DispatchFormat, Element, ExpertMajor, Half, LowLatency, Overflow, ScaleLayout,
+    Summation, bytes_for,
+};
 pub use error::Error;
 pub use exchange::{
     ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens,
