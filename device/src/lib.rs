@@ -6,6 +6,7 @@
 //!
 //! * [`wire`]: what ranks share: flags, counts, the arena's regions
 //! * [`throughput`]: layout, dispatch and combine for training and prefill
+//! * [`low_latency`]: dispatch and combine for decode
 //! * [`quantize`]: bf16 rows to FP8 with scales
 //! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a probe of the machine
 #![no_std]
@@ -16,6 +17,7 @@
 
 pub mod gpu;
 pub mod kernel;
+pub mod low_latency;
 pub mod quantize;
 pub mod throughput;
 pub mod wire;
@@ -35,6 +37,8 @@ pub const KERNELS: &[&str] = {
         <throughput::reduce::Reduce as Kernel>::NAME,
         <throughput::combine::Combine as Kernel>::NAME,
         <throughput::combine::CombinePlain as Kernel>::NAME,
+        <low_latency::dispatch::Dispatch as Kernel>::NAME,
+        <low_latency::combine::Combine as Kernel>::NAME,
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
         <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,

@@ -7,10 +7,10 @@ use crate::kernel::kernel;
 use crate::wire::SCALE_CHANNELS;
 
 /// The largest e4m3 value.
-const E4M3_MAX: f32 = 448.0;
+pub(crate) const E4M3_MAX: f32 = 448.0;
 
 /// Groups smaller than this are scaled as if they reached it, which keeps scales finite for rows of zeros.
-const AMAX_FLOOR: f32 = 1e-4;
+pub(crate) const AMAX_FLOOR: f32 = 1e-4;
 
 /// Arguments of [`Quantize`].
 ///
@@ -79,18 +79,18 @@ unsafe fn quantize(args: QuantizeArgs) {
 
 /// The UE8M0 code of the smallest power of two that is at least `amax` / 448, for an `amax` of [`AMAX_FLOOR`] or more.
 /// Exact: 448 is 1.75 · 2^8, so for amax = m · 2^e that is 2^(e − 8), or 2^(e − 7) where m is above 1.75.
-fn scale_code(amax: f32) -> u32 {
+pub(crate) fn scale_code(amax: f32) -> u32 {
     let (exponent, mantissa) = (amax.to_bits() >> 23, amax.to_bits() & 0x7f_ffff);
     exponent - 8 + (mantissa > 0x60_0000) as u32
 }
 
 /// 1 / 2^(code − 127), a normal number for every code that [`scale_code`] gives.
-fn inverse(code: u32) -> f32 {
+pub(crate) fn inverse(code: u32) -> f32 {
     f32::from_bits((254 - code) << 23)
 }
 
 /// `amax`, or the magnitude of `value` if that is larger. A NaN is not.
-fn larger(amax: f32, value: f32) -> f32 {
+pub(crate) fn larger(amax: f32, value: f32) -> f32 {
     let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
     if magnitude > amax { magnitude } else { amax }
 }

@@ -144,16 +144,16 @@ pub mod counts {
     pub const CACHED: u32 = 2;
 }
 
-const fn at_least_one(number: u32) -> u32 {
+pub(crate) const fn at_least_one(number: u32) -> u32 {
     if number == 0 { 1 } else { number }
 }
 
 /// Gives out offsets one after the other, each aligned to 128 bytes: a line of the L2 cache, so that flags and data
 /// of different regions never share one.
-struct Regions(u64);
+pub(crate) struct Regions(pub u64);
 
 impl Regions {
-    const fn take(&mut self, bytes: u64) -> u64 {
+    pub const fn take(&mut self, bytes: u64) -> u64 {
         let offset = self.0;
         self.0 = (offset + bytes).next_multiple_of(128);
         offset
@@ -448,6 +448,14 @@ pub enum Phase {
     Data = 2,
     /// Combine: the peer's expert outputs.
     Ready = 3,
+    /// Low latency: that the peer has read what it was sent before.
+    Read = 4,
+    /// Low-latency dispatch: the peer's summary of its routing.
+    Summary = 5,
+    /// Low-latency dispatch: the peer's rows.
+    Rows = 6,
+    /// Low-latency combine: what the peer's experts made.
+    Parts = 7,
 }
 
 /// What a kernel that gave up tells the host. The first thread to fail writes it.
@@ -503,6 +511,28 @@ impl Report {
     }
 }
 
+/// Writes a report at `to` unless another thread has.
+///
+/// # Safety
+/// `claim` is a u32 that is 0 as long as there is no report; `to` is host-visible memory of [`Report::WORDS`] u64.
+pub unsafe fn write_report(claim: Address, to: Address, report: Report) {
+    // SAFETY: the caller's promise; only the claimant writes.
+    unsafe {
+        if mem::compare_exchange_acq_rel_gpu_u32(claim, 0, 1) != 0 {
+            return;
+        }
+        mem::store_u64(to.long(1), report.phase);
+        mem::store_u64(to.long(2), report.peer);
+        mem::store_u64(to.long(3), report.epoch);
+        mem::store_u64(to.long(4), report.expected);
+        mem::store_u64(to.long(5), report.seen);
+        mem::store_u64(to.long(6), report.token);
+        mem::store_u64(to.long(7), report.slot);
+        // Released last; the host reads it after it has synchronised with the stream.
+        mem::store_release_sys_u64(to, report.failure);
+    }
+}
+
 impl Exchange {
     /// Address of `rank`'s arena.
     ///
@@ -542,22 +572,8 @@ impl Exchange {
     /// # Safety
     /// See [`Exchange::peer`].
     pub unsafe fn fail(&self, report: Report) {
-        // SAFETY: the claim word and the report are where the contract says; only the claimant writes.
-        unsafe {
-            if mem::compare_exchange_acq_rel_gpu_u32(self.workspace.offset(self.work.report_claim), 0, 1) != 0
-            {
-                return;
-            }
-            mem::store_u64(self.report.long(1), report.phase);
-            mem::store_u64(self.report.long(2), report.peer);
-            mem::store_u64(self.report.long(3), report.epoch);
-            mem::store_u64(self.report.long(4), report.expected);
-            mem::store_u64(self.report.long(5), report.seen);
-            mem::store_u64(self.report.long(6), report.token);
-            mem::store_u64(self.report.long(7), report.slot);
-            // Released last; the host reads it after it has synchronised with the stream.
-            mem::store_release_sys_u64(self.report, report.failure);
-        }
+        // SAFETY: the claim word and the report are where the contract says.
+        unsafe { write_report(self.workspace.offset(self.work.report_claim), self.report, report) };
     }
 
     /// Waits for a flag of this rank's arena, one per rank, to reach `epoch`; reports `peer` as late if it does not.

@@ -54,11 +54,12 @@ impl Arch {
         }
     }
 
-    /// The PTX version that modules for it ask for. The lower, the older the driver that loads them: 8.3 is CUDA 12.3;
+    /// The PTX version that modules for it ask for. The lower, the older the driver that loads them: 8.4 is CUDA 12.4,
+    /// and the first with 16-byte accesses of system scope;
     /// Blackwell's chips came with 8.6, 8.7 and 8.8 (PTX ISA, "Release history").
     pub fn ptx_version(self) -> (u32, u32) {
         match self {
-            Self::Sm80 | Self::Sm86 | Self::Sm89 | Self::Sm90 => (8, 3),
+            Self::Sm80 | Self::Sm86 | Self::Sm89 | Self::Sm90 => (8, 4),
             Self::Sm100 => (8, 6),
             Self::Sm120 => (8, 7),
             Self::Sm103 => (8, 8),

@@ -84,6 +84,7 @@ macro_rules! ordered_load {
 }
 
 ordered_load! {
+    load_relaxed_sys_b128, Quad;
     load_relaxed_gpu_u32, u32;
     load_acquire_gpu_u32, u32;
     load_relaxed_sys_u64, u64;
@@ -101,6 +102,7 @@ macro_rules! ordered_store {
 }
 
 ordered_store! {
+    store_relaxed_sys_b128, Quad;
     store_relaxed_gpu_u32, u32;
     store_release_gpu_u32, u32;
     store_relaxed_sys_u64, u64;
@@ -151,6 +153,18 @@ pub unsafe fn wait_at_least(at: u64, want: u64, deadline_ns: u64) -> Result<(), 
     }
     // SAFETY: checked above.
     Err(unsafe { pointer.read() })
+}
+
+pub unsafe fn wait_tag(at: u64, tag: u32, deadline_ns: u64) -> bool {
+    simt::check(at, size_of::<Quad>(), "wait_tag");
+    // The tag is the high half of the second word, and only grows.
+    simt::wait_at_least(with_exposed_provenance::<u64>(at as usize + 8), (tag as u64) << 32, deadline_ns)
+}
+
+pub unsafe fn max_relaxed_gpu_u32(at: u64, value: u32) {
+    simt::preempt();
+    // SAFETY: `read` and `write` check; no thread runs between them.
+    unsafe { write(at, value.max(read(at, "max")), "max") };
 }
 
 macro_rules! shared {

@@ -94,6 +94,12 @@ accesses! {
     store_relaxed_sys_u64(value: u64);
     /// `st.release.sys.global.u64` (sm_70).
     store_release_sys_u64(value: u64);
+    /// `ld.relaxed.sys.global.b128` (sm_70): 16 bytes at once, never half of what a store of 16 bytes wrote.
+    load_relaxed_sys_b128() -> Quad;
+    /// `st.relaxed.sys.global.b128` (sm_70): 16 bytes at once.
+    store_relaxed_sys_b128(value: Quad);
+    /// `red.relaxed.gpu.global.max.u32` (sm_70).
+    max_relaxed_gpu_u32(value: u32);
     /// `atom.relaxed.gpu.global.add.u32` (sm_70); gives the old value.
     fetch_add_relaxed_gpu_u32(value: u32) -> u32;
     /// `atom.acq_rel.gpu.global.add.u32` (sm_70); gives the old value.
@@ -123,4 +129,15 @@ pub fn fence_acq_rel_sys() {
 pub unsafe fn wait_at_least_acquire_sys(at: Address, want: u64, deadline_ns: u64) -> Result<(), u64> {
     // SAFETY: the caller's promise, passed on.
     unsafe { machine::wait_at_least(at.0, want, deadline_ns) }
+}
+
+/// Polls 16 bytes with `ld.relaxed.sys.b128` until the last four are `tag`; false when [`super::clock::now_ns`] passes
+/// `deadline_ns` first. Tags at one place only grow.
+///
+/// # Safety
+/// See the module's.
+#[inline(always)]
+pub unsafe fn wait_tag(at: Address, tag: u32, deadline_ns: u64) -> bool {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { machine::wait_tag(at.0, tag, deadline_ns) }
 }

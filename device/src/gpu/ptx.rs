@@ -174,6 +174,57 @@ pub unsafe fn store_quad(at: u64, value: Quad) {
     };
 }
 
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_b128(at: u64) -> Quad {
+    let [low, high]: [u64; 2];
+    // SAFETY: the caller vouches for the address. `{{` opens a scope, so the register's name is local.
+    unsafe {
+        asm!(
+            "{{",
+            ".reg .b128 quad;",
+            "ld.relaxed.sys.global.b128 quad, [{}];",
+            "mov.b128 {{{}, {}}}, quad;",
+            "}}",
+            in(reg64) at, out(reg64) low, out(reg64) high, options(nostack))
+    };
+    Quad([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32])
+}
+
+#[inline(always)]
+pub unsafe fn store_relaxed_sys_b128(at: u64, value: Quad) {
+    let Quad([a, b, c, d]) = value;
+    let (low, high) = ((b as u64) << 32 | a as u64, (d as u64) << 32 | c as u64);
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "{{",
+            ".reg .b128 quad;",
+            "mov.b128 quad, {{{}, {}}};",
+            "st.relaxed.sys.global.b128 [{}], quad;",
+            "}}",
+            in(reg64) low, in(reg64) high, in(reg64) at, options(nostack))
+    };
+}
+
+#[inline(always)]
+pub unsafe fn wait_tag(at: u64, tag: u32, deadline_ns: u64) -> bool {
+    loop {
+        // SAFETY: the caller vouches for the address.
+        if unsafe { load_relaxed_sys_b128(at) }.0[3] == tag {
+            return true;
+        }
+        if now_ns() > deadline_ns {
+            return false;
+        }
+    }
+}
+
+#[inline(always)]
+pub unsafe fn max_relaxed_gpu_u32(at: u64, value: u32) {
+    // SAFETY: the caller vouches for the address.
+    unsafe { asm!("red.relaxed.gpu.global.max.u32 [{}], {};", in(reg64) at, in(reg32) value, options(nostack)) };
+}
+
 /// Atomic additions: name, instruction.
 macro_rules! fetch_add {
     ($($name:ident, $instruction:literal;)*) => {$(

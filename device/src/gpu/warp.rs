@@ -56,6 +56,17 @@ pub fn max_f32(mut value: f32) -> f32 {
     value
 }
 
+/// The largest of the values of each `width` neighbouring lanes, a power of two, on all of these.
+pub fn max_within(width: u32, mut value: u32) -> u32 {
+    let mut distance = width / 2;
+    while distance > 0 {
+        let other = shuffle(ALL, value, thread::lane() ^ distance);
+        value = if other > value { other } else { value };
+        distance /= 2;
+    }
+    value
+}
+
 /// The sum of the values of the lanes up to and including this one, on all 32 lanes.
 pub fn inclusive_sum(mut value: u32) -> u32 {
     let lane = thread::lane();

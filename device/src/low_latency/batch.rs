@@ -1,0 +1,221 @@
+//! What all kernels of a batch have in common: its epochs, what peers are told, statistics.
+//!
+//! No kernel has its blocks meet. Each block counts epochs for itself, and what the last to finish would do, the next
+//! kernel of the batch does as it begins: [`Batch::begin`].
+
+use super::layout::{ArenaLayout, Shape, WorkspaceLayout};
+use crate::gpu::mem::{self, Address};
+use crate::gpu::{block, thread};
+use crate::wire::{Failure, Phase, Report, write_report};
+
+/// What a batch counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Sending of dispatches.
+    DispatchSent = 0,
+    /// Receiving.
+    DispatchReceived = 1,
+    /// Sending of combines.
+    CombineSent = 2,
+    /// Receiving.
+    CombineReceived = 3,
+}
+
+impl Step {
+    /// How many there are.
+    pub const COUNT: u32 = 4;
+}
+
+/// Whose waits are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// Those for what a dispatch brings.
+    Dispatch = 0,
+    /// Those for what a combine brings.
+    Combine = 1,
+}
+
+/// What every kernel of a batch is given.
+///
+/// Contract: `workspace` has the bytes that `work` says, its `peers` are the addresses of `shape.ranks` arenas laid out as
+/// `arena`, `report` is host-visible and 64 bytes, all zeroed before the first launch. Grids have at most `blocks` blocks,
+/// of whole warps. Kernels with the same workspace run one after the other, in the order: a dispatch's sending,
+/// its receiving, a combine's sending, its receiving, of which the combine may be missing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// The sizes all ranks agree on.
+    pub shape: Shape,
+    /// Where things lie in every arena.
+    pub arena: ArenaLayout,
+    /// Where things lie in the workspace.
+    pub work: WorkspaceLayout,
+    /// This batch's workspace.
+    pub workspace: Address,
+    /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
+    pub report: Address,
+    /// How long any one wait may take, in nanoseconds.
+    pub timeout_ns: u64,
+    /// Blocks that the workspace was made for.
+    pub blocks: u32,
+    /// This rank.
+    pub rank: u32,
+}
+
+impl Batch {
+    /// Address of a region of the workspace.
+    pub fn work(&self, offset: u64) -> Address {
+        self.workspace.offset(offset)
+    }
+
+    /// Address of `rank`'s arena.
+    ///
+    /// # Safety
+    /// The struct's contract holds and `rank` is below `shape.ranks`. So for all methods here.
+    pub unsafe fn peer(&self, rank: u32) -> Address {
+        // SAFETY: the peers table has an entry for every rank.
+        Address(unsafe { mem::load_u64(self.work(self.work.peers).long(rank)) })
+    }
+
+    /// Address of this rank's own arena.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn own(&self) -> Address {
+        // SAFETY: `rank` is one of the ranks.
+        unsafe { self.peer(self.rank) }
+    }
+
+    fn epochs(&self, step: Step) -> Address {
+        self.work(self.work.epochs).long(step as u32 * self.blocks)
+    }
+
+    /// The epoch of the step that this kernel takes.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn next(&self, step: Step) -> u64 {
+        // SAFETY: this block's own count.
+        unsafe { mem::load_u64(self.epochs(step).long(thread::block_index())) + 1 }
+    }
+
+    /// Counts the step. By every block, after a barrier behind [`Batch::next`].
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn count(&self, step: Step, epoch: u64) {
+        let counts = self.epochs(step);
+        // SAFETY: a block writes its own count, the first one also those of blocks that are not in this grid.
+        unsafe {
+            if block::is_first_thread() {
+                mem::store_u64(counts.long(thread::block_index()), epoch);
+            }
+            if thread::block_index() == 0 {
+                let first = thread::grid_size() + thread::index();
+                for absent in thread::Strided::new(first, self.blocks, thread::block_size()) {
+                    mem::store_u64(counts.long(absent), epoch);
+                }
+            }
+        }
+    }
+
+    /// Does what the batch's earlier kernels left to do: tells every peer what was read of what it sent, and adds up
+    /// how long it was waited for. By the first block, ahead of a barrier.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    #[inline(always)]
+    pub unsafe fn begin(&self) {
+        if thread::block_index() != 0 {
+            return;
+        }
+        // SAFETY: kernels of the batch run one after the other, so that the first block's counts are all blocks'; this
+        // kernel measures its waits under the other parity.
+        unsafe {
+            let dispatched = mem::load_u64(self.epochs(Step::DispatchReceived));
+            let combined = mem::load_u64(self.epochs(Step::CombineReceived));
+            for peer in thread::strided(self.shape.ranks) {
+                let there = self.peer(peer);
+                // Partner: the wait for dispatch_read or combine_read in `may_send`, on `peer` (acquire, sys). What it
+                // releases: the reads of an earlier kernel, which stream order puts before this one.
+                mem::store_release_sys_u64(there.offset(self.arena.dispatch_read).long(self.rank), dispatched);
+                mem::store_release_sys_u64(there.offset(self.arena.combine_read).long(self.rank), combined);
+                self.add_up(Waited::Dispatch, dispatched, peer);
+                self.add_up(Waited::Combine, combined, peer);
+            }
+        }
+    }
+
+    fn waited(&self, what: Waited, epoch: u64, source: u32) -> Address {
+        let set = 2 * what as u32 + (epoch % 2) as u32;
+        self.work(self.work.waited).word(set * self.shape.ranks + source)
+    }
+
+    unsafe fn add_up(&self, what: Waited, epoch: u64, source: u32) {
+        let sum = self.work(self.work.waits).long(what as u32 * self.shape.ranks + source);
+        let last = self.waited(what, epoch, source);
+        // SAFETY: see `begin`.
+        unsafe {
+            let waited = mem::load_u32(last);
+            if waited != 0 {
+                mem::store_u64(sum, mem::load_u64(sum) + waited as u64);
+                mem::store_u32(last, 0);
+            }
+        }
+    }
+
+    /// Notes that something of `source` was waited for since `since_ns`.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn has_waited(&self, what: Waited, epoch: u64, source: u32, waited_ns: u64) {
+        // SAFETY: one word for each source.
+        unsafe { mem::max_relaxed_gpu_u32(self.waited(what, epoch, source), waited_ns.min(u32::MAX as u64) as u32) };
+    }
+
+    /// Waits until every peer has read what this rank sent it in the epoch before; false, and a report, if one does not in
+    /// time. A block's threads share the peers: follow with [`block::barrier_or`].
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn may_send(&self, read: u64, epoch: u64, deadline_ns: u64) -> bool {
+        let mut may = true;
+        // SAFETY: `read` is the offset of a region with a count for every rank.
+        unsafe {
+            for peer in thread::strided(self.shape.ranks) {
+                // Partner: `begin` on `peer` (release, sys).
+                let flag = self.own().offset(read).long(peer);
+                if let Err(seen) = mem::wait_at_least_acquire_sys(flag, epoch - 1, deadline_ns) {
+                    self.late(Phase::Read, peer, epoch, epoch - 1, seen);
+                    may = false;
+                }
+            }
+        }
+        may
+    }
+
+    /// Reports a peer as late.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn late(&self, phase: Phase, peer: u32, epoch: u64, expected: u64, seen: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.fail(Report::new(Failure::Late, phase, peer, epoch, expected, seen)) };
+    }
+
+    /// Writes the report unless another thread has.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    pub unsafe fn fail(&self, report: Report) {
+        // SAFETY: the claim word and the report are where the contract says.
+        unsafe { write_report(self.work(self.work.report_claim), self.report, report) };
+    }
+}
+
+/// What a lane of a warp that shares work over the whole grid takes: warps of different blocks first, so that little work
+/// is spread over all multiprocessors.
+pub fn share(items: u32) -> thread::Strided {
+    let first = thread::warp_index() * thread::grid_size() + thread::block_index();
+    thread::Strided::new(first, items, thread::warps() * thread::grid_size())
+}

@@ -1,0 +1,185 @@
+//! The sending half.
+
+use super::CombineArgs;
+use crate::gpu::mem::{self, Address, Quad};
+use crate::gpu::{block, clock, shared, thread, warp};
+use crate::low_latency::batch::{Step, share};
+use crate::low_latency::format::{Values, Wire, unpack};
+use crate::low_latency::layout::{NO_ROW, Shape, TILE_CELLS};
+use crate::low_latency::packet;
+
+/// Bytes of a block's dynamic shared memory: for each source its tokens, and a bit for each that came here.
+pub const fn shared_bytes(shape: &Shape) -> u32 {
+    4 * shape.ranks * (1 + shape.token_bits())
+}
+
+/// A lane's quads of bf16 in a tile of a row, by plane: the second ones where cells have 16 channels.
+type Quads = [[Quad; 2]; 3];
+
+const ZEROS: Quads = [[Quad([0; 4]); 2]; 3];
+
+/// Sends back what this rank's experts have made.
+///
+/// # Safety
+/// The contract of [`CombineArgs`].
+#[inline(always)]
+pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
+    let batch = &args.batch;
+    let (shape, work) = (&batch.shape, &batch.work);
+    let tiles = shape.combined().tiles(shape.hidden).max(1);
+    let source_words = 1 + shape.token_bits();
+    let told = |source: u32, word: u32| shared::base() + 4 * (source * source_words + word);
+    // SAFETY: the contract; all lanes of a warp take the same way.
+    unsafe {
+        let epoch = batch.next(Step::CombineSent);
+        let deadline_ns = clock::now_ns() + batch.timeout_ns;
+        batch.begin();
+        for word in thread::strided(shape.ranks * source_words) {
+            shared::store_u32(told(0, word), mem::load_u32(batch.work(work.sources).word(word)));
+        }
+        let ready = batch.may_send(batch.arena.combine_read, epoch, deadline_ns);
+        if block::barrier_or(!ready) {
+            return;
+        }
+        let mut most = 0;
+        for source in 0..shape.ranks {
+            most = most.max(shared::load_u32(told(source, 0)));
+        }
+        for item in share(shape.ranks * most * tiles) {
+            let (message, tile) = (item / tiles, item % tiles);
+            let (source, token) = (message / most.max(1), message % most.max(1));
+            let bits = shared::load_u32(told(source, 1 + token / 32));
+            if bits >> (token % 32) & 1 != 0 {
+                let row = Row { args, source, token, tile, tag: packet::tag(epoch) };
+                row.send::<F, AHEAD>();
+            }
+        }
+        batch.count(Step::CombineSent, epoch);
+    }
+}
+
+/// A tile of what goes back to a token.
+struct Row<'a> {
+    args: &'a CombineArgs,
+    source: u32,
+    token: u32,
+    tile: u32,
+    tag: u32,
+}
+
+impl Row<'_> {
+    #[inline(always)]
+    unsafe fn send<F: Wire, const AHEAD: usize>(&self) {
+        let batch = &self.args.batch;
+        let (shape, work) = (&batch.shape, &batch.work);
+        let message = self.source * shape.tokens + self.token;
+        // SAFETY: the contract: rows, weights and parts are those of the dispatch before.
+        unsafe {
+            let (mut row, mut weight) = (NO_ROW, 0);
+            if thread::lane() < shape.topk {
+                let slot = message * shape.topk + thread::lane();
+                row = mem::load_u32(batch.work(work.rows).word(slot));
+                weight = mem::load_u32(batch.work(work.weights).word(slot));
+            }
+            let part = mem::load_u32(batch.work(work.part).word(message));
+            let mut slots = warp::ballot(warp::ALL, row != NO_ROW);
+            let mut sums = [[0.0; 16]; 3];
+            let mut is_first = true;
+            while slots != 0 {
+                // The rows of several slots are on their way at once.
+                let mut ahead = [ZEROS; AHEAD];
+                let mut left = slots;
+                for quads in &mut ahead {
+                    if left != 0 {
+                        let row = warp::shuffle(warp::ALL, row, left.trailing_zeros());
+                        *quads = self.load::<F>(row);
+                        left &= left - 1;
+                    }
+                }
+                for quads in &ahead {
+                    if slots != 0 {
+                        let slot = slots.trailing_zeros();
+                        let values = values::<F>(quads);
+                        if shape.by_slot != 0 {
+                            self.write::<F>(slot, &values);
+                        } else {
+                            let weight = f32::from_bits(warp::shuffle(warp::ALL, weight, slot));
+                            add::<F>(&mut sums, &values, weight, is_first);
+                            is_first = false;
+                        }
+                        slots &= slots - 1;
+                    }
+                }
+            }
+            if shape.by_slot == 0 {
+                self.write::<F>(part, &sums);
+            }
+        }
+    }
+
+    /// This lane's part of the tile of a row of `y`.
+    #[inline(always)]
+    unsafe fn load<F: Wire>(&self, row: u32) -> Quads {
+        let hidden = self.args.batch.shape.hidden;
+        let from = self.args.y.offset(row as u64 * 2 * hidden as u64);
+        let mut quads = ZEROS;
+        for plane in 0..3 {
+            let cell = self.tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
+            for quad in 0..F::QUADS {
+                let at = cell * F::QUADS as u32 + quad as u32;
+                if at < hidden / 8 {
+                    // SAFETY: the contract: within the row.
+                    quads[plane][quad] = unsafe { mem::load_quad(from.offset(16 * at as u64)) };
+                }
+            }
+        }
+        quads
+    }
+
+    /// Sends the tile as part `part` of what the token gets. Partner: `receive`, on the source.
+    #[inline(always)]
+    unsafe fn write<F: Wire>(&self, part: u32, values: &Values) {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let fill = shape.combined();
+        let cells = fill.cells(shape.hidden) - self.tile * TILE_CELLS;
+        // SAFETY: the contract.
+        unsafe {
+            let to = at(shape, batch.peer(self.source).offset(batch.arena.parts), self.token, part, self.tile);
+            packet::write_tile::<F>(to, cells, &F::encode(values), self.tag);
+        }
+    }
+}
+
+/// Where a tile of a part of what `token` gets lies, from the beginning of the parts on.
+#[inline(always)]
+pub fn at(shape: &Shape, parts: Address, token: u32, part: u32, tile: u32) -> Address {
+    let row = (token * shape.parts() + part) as u64 * shape.part_packets() as u64;
+    packet::nth(parts, row + (tile * shape.combined().tile_packets()) as u64)
+}
+
+/// The values of a lane's quads.
+#[inline(always)]
+fn values<F: Wire>(quads: &Quads) -> Values {
+    let mut values = [[0.0; 16]; 3];
+    for plane in 0..3 {
+        for quad in 0..F::QUADS {
+            let eight = unpack(quads[plane][quad]);
+            for at in 0..8 {
+                values[plane][8 * quad + at] = eight[at];
+            }
+        }
+    }
+    values
+}
+
+/// Adds a row, times a weight, to sums; the first is not added to zero, so that −0 stays what it is.
+#[inline(always)]
+pub fn add<F: Wire>(sums: &mut Values, values: &Values, weight: f32, is_first: bool) {
+    for plane in 0..3 {
+        for at in 0..8 * F::QUADS {
+            let product = values[plane][at] * weight;
+            sums[plane][at] = if is_first { product } else { sums[plane][at] + product };
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The receiving half.
+
+use super::DispatchArgs;
+use crate::gpu::mem::{self, Quad};
+use crate::gpu::{block, clock, shared, thread, warp};
+use crate::low_latency::batch::{Step, Waited, share};
+use crate::low_latency::format::{Bf16, E4m3};
+use crate::low_latency::layout::{Element, NO_ROW, Shape, TILE_CELLS, summary};
+use crate::low_latency::packet::{self, Filled, Peek, Tile};
+use crate::wire::{Failure, Phase, Report};
+
+/// Bytes of a block's dynamic shared memory: every source's summary, in which counts become first rows.
+pub const fn shared_bytes(shape: &Shape) -> u32 {
+    4 * 3 * shape.ranks * shape.summary_packets()
+}
+
+/// Address in shared memory of word `word` of what `source` has told.
+#[inline(always)]
+fn told(shape: &Shape, source: u32, word: u32) -> u32 {
+    shared::base() + 4 * (source * 3 * shape.summary_packets() + word)
+}
+
+/// Whether `token` of `source` comes here.
+#[inline(always)]
+unsafe fn comes(shape: &Shape, source: u32, token: u32) -> bool {
+    // SAFETY: summaries have arrived, and the token is one of the source's.
+    let bits = unsafe { shared::load_u32(told(shape, source, summary::TOKENS_THERE + token / 32)) };
+    bits >> (token % 32) & 1 != 0
+}
+
+/// Receives what is for this rank's experts.
+///
+/// # Safety
+/// The contract of [`DispatchArgs`].
+#[inline(always)]
+pub unsafe fn receive(args: &DispatchArgs) {
+    let batch = &args.batch;
+    // SAFETY: the caller's promise; all threads of the block take the same way.
+    unsafe {
+        let epoch = batch.next(Step::DispatchReceived);
+        let started_ns = clock::now_ns();
+        let deadline_ns = started_ns + batch.timeout_ns;
+        let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
+        if !receiver.summaries() {
+            return;
+        }
+        let most = receiver.place();
+        block::barrier();
+        if batch.shape.quantized() {
+            receiver.rows::<E4m3>(most);
+        } else {
+            receiver.rows::<Bf16>(most);
+        }
+        receiver.void_one();
+        batch.count(Step::DispatchReceived, epoch);
+    }
+}
+
+struct Receiver<'a> {
+    args: &'a DispatchArgs,
+    epoch: u64,
+    tag: u32,
+    started_ns: u64,
+    deadline_ns: u64,
+}
+
+impl Receiver<'_> {
+    /// Waits for every source's summary; false, and a report, if one does not come.
+    unsafe fn summaries(&self) -> bool {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let packets = shape.summary_packets().max(1);
+        let mut late = false;
+        // SAFETY: the contract; a thread writes the words of its packets.
+        unsafe {
+            let from = batch.own().offset(batch.arena.summaries);
+            for index in thread::strided(shape.ranks * packets) {
+                let source = index / packets;
+                // Partner: `Routing::tell_summary`, on the source.
+                match packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns) {
+                    Ok([a, b, c]) => {
+                        let at = told(shape, source, 3 * (index % packets));
+                        shared::store_u32(at, a);
+                        shared::store_u32(at + 4, b);
+                        shared::store_u32(at + 8, c);
+                    }
+                    Err(packet::Late { seen }) => {
+                        late = true;
+                        batch.late(Phase::Summary, source, self.epoch, self.tag.into(), seen.into());
+                    }
+                }
+            }
+        }
+        !block::barrier_or(late)
+    }
+
+    /// Makes each source's counts the first rows of its tokens. Gives the most tokens that a source has. The first block
+    /// tells the user, and keeps what the combine needs.
+    unsafe fn place(&self) -> u32 {
+        let batch = &self.args.batch;
+        let (shape, work) = (&batch.shape, &batch.work);
+        let first = thread::block_index() == 0;
+        let counts = summary::TOKENS_THERE + shape.token_bits();
+        let mut most = 0;
+        // SAFETY: the contract; a thread has an expert to itself.
+        unsafe {
+            for source in 0..shape.ranks {
+                let tokens = shared::load_u32(told(shape, source, summary::TOKENS));
+                let tokens = if tokens == summary::INVALID { 0 } else { tokens };
+                most = most.max(tokens);
+                if first && block::is_first_thread() {
+                    mem::store_u32(batch.work(work.sources).word(source * (1 + shape.token_bits())), tokens);
+                }
+            }
+            for expert in thread::strided(shape.experts_per_rank()) {
+                let mut row = 0;
+                for source in 0..shape.ranks {
+                    let at = told(shape, source, counts + expert);
+                    let rows = shared::load_u32(at);
+                    shared::store_u32(at, row);
+                    if first {
+                        let range = batch.work(work.ranges).long(expert * shape.ranks + source);
+                        mem::store_u64(range, (row as u64) << 32 | rows as u64);
+                    }
+                    row += rows;
+                }
+                if first {
+                    mem::store_u32(batch.work(work.counts).word(expert), row);
+                    let total = batch.work(work.totals).long(expert);
+                    mem::store_u64(total, mem::load_u64(total) + row as u64);
+                }
+            }
+            if first {
+                let words = shape.token_bits();
+                for index in thread::strided(shape.ranks * words) {
+                    let (source, word) = (index / words.max(1), index % words.max(1));
+                    let bits = shared::load_u32(told(shape, source, summary::TOKENS_THERE + word));
+                    mem::store_u32(batch.work(work.sources).word(source * (1 + words) + 1 + word), bits);
+                }
+                for source in thread::strided(shape.ranks) {
+                    let tokens = shared::load_u32(told(shape, source, summary::TOKENS));
+                    if tokens == summary::INVALID && source != batch.rank {
+                        batch.fail(Report::new(Failure::PeerInput, Phase::None, source, self.epoch, 0, 0));
+                    }
+                }
+            }
+        }
+        most
+    }
+
+    /// Address of what `source` sends for `token`.
+    unsafe fn message(&self, source: u32, token: u32) -> mem::Address {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let index = (source * shape.tokens + token) as u64 * shape.message_packets() as u64;
+        // SAFETY: the contract.
+        packet::nth(unsafe { batch.own() }.offset(batch.arena.messages), index)
+    }
+
+    /// Takes in all rows of sources that have at most `most` tokens.
+    #[inline(always)]
+    unsafe fn rows<F: Filled>(&self, most: u32) {
+        let shape = &self.args.batch.shape;
+        let tiles = shape.dispatched().tiles(shape.hidden).max(1);
+        for item in share(shape.ranks * most * tiles) {
+            let (message, tile) = (item / tiles, item % tiles);
+            let (source, token) = (message / most.max(1), message % most.max(1));
+            // SAFETY: the contract; all lanes of the warp take the same way.
+            unsafe {
+                if comes(shape, source, token) && !self.row::<F>(source, token, tile) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes in a tile of a row; false, and a report, if it does not come.
+    #[inline(always)]
+    unsafe fn row<F: Filled>(&self, source: u32, token: u32, tile: u32) -> bool {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let fill = shape.dispatched();
+        let cells = fill.cells(shape.hidden) - tile * TILE_CELLS;
+        let (lane, tag, deadline_ns) = (thread::lane(), self.tag, self.deadline_ns);
+        // SAFETY: the contract. Partner of the packets: `Routing::tell_message` and `send`, on the source.
+        unsafe {
+            let message = self.message(source, token);
+            let from = packet::nth(message, (shape.topk + tile * fill.tile_packets()).into());
+            let mut peek = Peek::at::<F>(from, cells);
+            let mut slot = Ok([NO_ROW, 0, 0]);
+            if lane < shape.topk {
+                slot = packet::read(packet::nth(message, lane.into()), tag, deadline_ns);
+            }
+            let waited = warp::ballot(warp::ALL, !peek.has_come::<F>(cells, tag)) != 0;
+            let came = match slot {
+                Ok(_) => peek.wait::<F>(from, cells, tag, deadline_ns),
+                Err(late) => Err(late),
+            };
+            if let Err(late) = came {
+                batch.late(Phase::Rows, source, self.epoch, tag.into(), late.seen.into());
+            }
+            if warp::ballot(warp::ALL, came.is_err()) != 0 {
+                return false;
+            }
+            if waited && lane == 0 {
+                let waited_ns = clock::now_ns() - self.started_ns;
+                batch.has_waited(Waited::Dispatch, self.epoch, source, waited_ns);
+            }
+            if let Ok(slot) = slot {
+                self.deliver::<F>(source, token, tile, slot, &peek.tile::<F>());
+            }
+            true
+        }
+    }
+
+    /// Copies a tile to every expert that the row is for. `slot` is this lane's of the message.
+    #[inline(always)]
+    unsafe fn deliver<F: Filled>(&self, source: u32, token: u32, tile: u32, slot: [u32; 3], row: &Tile) {
+        let batch = &self.args.batch;
+        let (shape, work) = (&batch.shape, &batch.work);
+        let [place, weight, part] = slot;
+        let here = place != NO_ROW;
+        let counts = summary::TOKENS_THERE + shape.token_bits();
+        let scales = if F::GROUPED { self.scale_words(row) } else { [0; 3] };
+        // SAFETY: the contract: a message names experts of this rank, and places below their counts.
+        unsafe {
+            let expert = place >> 16;
+            let mut at = NO_ROW;
+            if here {
+                let first = shared::load_u32(told(shape, source, counts + expert));
+                at = expert * shape.expert_rows() + first + (place & 0xffff);
+            }
+            if tile == 0 {
+                let message = source * shape.tokens + token;
+                if thread::lane() < shape.topk {
+                    let slot = message * shape.topk + thread::lane();
+                    mem::store_u32(batch.work(work.rows).word(slot), at);
+                    mem::store_u32(batch.work(work.weights).word(slot), weight);
+                }
+                if thread::lane() == 0 {
+                    mem::store_u32(batch.work(work.part).word(message), part);
+                }
+            }
+            let same = warp::match_any(warp::ALL, at);
+            let mut left = warp::ballot(warp::ALL, here && same & warp::lanes_below() == 0);
+            while left != 0 {
+                let lane = left.trailing_zeros();
+                let (at, expert) =
+                    (warp::shuffle(warp::ALL, at, lane), warp::shuffle(warp::ALL, expert, lane));
+                self.store_row(at, tile, row);
+                if F::GROUPED {
+                    self.store_scales(expert, at - expert * shape.expert_rows(), tile, scales);
+                }
+                left &= left - 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_row(&self, at: u32, tile: u32, row: &Tile) {
+        let shape = &self.args.batch.shape;
+        let cells = shape.dispatched().cells(shape.hidden);
+        let to = self.args.out.offset(at as u64 * shape.row_bytes() as u64);
+        for plane in 0..3 {
+            let cell = tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
+            if cell < cells {
+                let word = |at: usize| row.words[at][plane];
+                let quad = Quad([word(0), word(1), word(2), word(3)]);
+                // SAFETY: the contract; a cell of a received row is 16 bytes.
+                unsafe { mem::store_quad(to.offset(16 * cell as u64), quad) };
+            }
+        }
+    }
+
+    fn is_packed(&self) -> bool {
+        self.args.batch.shape.element == Element::E4m3Ue8m0 as u32
+    }
+
+    /// The words of scales that a tile brings, by plane: on the first four lanes one of a group each, or, packed, on all
+    /// lanes those of four.
+    #[inline(always)]
+    fn scale_words(&self, row: &Tile) -> [u32; 3] {
+        if !self.is_packed() {
+            return row.groups;
+        }
+        row.groups.map(|code| {
+            let at = |lane: u32| warp::shuffle(warp::ALL, code, lane) << (8 * lane);
+            at(0) | at(1) | at(2) | at(3)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store_scales(&self, expert: u32, row: u32, tile: u32, scales: [u32; 3]) {
+        let shape = &self.args.batch.shape;
+        let strides = shape.scale_strides();
+        let of_expert = expert as u64 * shape.expert_scale_words() as u64;
+        let (planes, lanes) = (3 * tile, if self.is_packed() { 1 } else { 4 });
+        for plane in 0..3 {
+            let word = (planes + plane as u32) * lanes + thread::lane();
+            if thread::lane() < lanes && word < shape.scale_words() {
+                let at = of_expert + strides.place(row, word);
+                // SAFETY: the contract: within the expert's scales.
+                unsafe { mem::store_u32(self.args.out_scales.offset(4 * at), scales[plane]) };
+            }
+        }
+    }
+
+    /// Makes the message void whose turn it is, if its source has not sent it, so that none gets as old as tags are
+    /// unique. Its source may write it again once [`Batch::begin`](crate::low_latency::batch::Batch::begin) has told it of
+    /// this epoch.
+    unsafe fn void_one(&self) {
+        let shape = &self.args.batch.shape;
+        if thread::block_index() + 1 != thread::grid_size() || thread::warp_index() + 1 != thread::warps() {
+            return;
+        }
+        let turn = (self.epoch % shape.expert_rows().max(1) as u64) as u32;
+        let (source, token) = (turn / shape.tokens.max(1), turn % shape.tokens.max(1));
+        // SAFETY: the contract; nobody writes what was not sent.
+        unsafe {
+            if shape.expert_rows() > 0 && !comes(shape, source, token) {
+                packet::void(self.message(source, token), shape.message_packets());
+            }
+        }
+    }
+}

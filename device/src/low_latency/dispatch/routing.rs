@@ -1,0 +1,348 @@
+//! What a dispatch tells beside the rows: to each rank which tokens come and how many each expert gets, with each row
+//! which experts it is for and where it lies among theirs.
+
+use super::DispatchArgs;
+use crate::gpu::{block, mem, shared, thread, warp};
+use crate::low_latency::layout::{NO_ROW, Shape, summary};
+use crate::low_latency::packet;
+use crate::wire::{Failure, Phase, Report};
+
+/// Offsets in a block's dynamic shared memory, from its base.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// i32 `[token, topk]`: the routing.
+    pub experts: u32,
+    /// u32 `[token, topk]`: the expert where a slot is the first of its token to name it, else [`NO_ROW`].
+    pub firsts: u32,
+    /// u32 `[token of the block, topk]`: how many earlier tokens name the same expert.
+    pub places: u32,
+    /// u32 words of a summary.
+    pub summary: u32,
+    /// The whole.
+    pub bytes: u32,
+}
+
+impl Shared {
+    /// Of the sending half with `blocks` blocks.
+    pub const fn new(shape: &Shape, blocks: u32) -> Self {
+        let slots = (shape.tokens * shape.topk).next_multiple_of(4);
+        let experts = 0;
+        let firsts = experts + 4 * slots;
+        let places = firsts + 4 * slots;
+        let own = shape.tokens.div_ceil(crate::wire::at_least_one(blocks));
+        let summary = places + 4 * own * shape.topk;
+        let bytes = summary + 4 * 3 * shape.summary_packets();
+        Self { experts, firsts, places, summary, bytes }
+    }
+}
+
+/// A block's view of a dispatch's routing.
+pub struct Routing<'a> {
+    args: &'a DispatchArgs,
+    /// Of this dispatch.
+    pub epoch: u64,
+    tag: u32,
+    /// Addresses in shared memory.
+    shared: Shared,
+    /// Tokens of this rank; 0 if its input is not valid.
+    pub tokens: u32,
+    valid: bool,
+}
+
+impl<'a> Routing<'a> {
+    /// Loads and checks the routing, and makes sure that peers are ready for it. `None`, and a report, if one is late.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`].
+    #[inline(always)]
+    pub unsafe fn new(args: &'a DispatchArgs, epoch: u64, deadline_ns: u64) -> Option<Self> {
+        let batch = &args.batch;
+        let shape = &batch.shape;
+        let offsets = Shared::new(shape, thread::grid_size());
+        let base = shared::base();
+        let shared = Shared {
+            experts: base + offsets.experts,
+            firsts: base + offsets.firsts,
+            places: base + offsets.places,
+            summary: base + offsets.summary,
+            bytes: offsets.bytes,
+        };
+        // SAFETY: the caller's promise; a thread writes its own words of shared memory.
+        unsafe {
+            let counted = if args.tokens_at.is_null() { args.tokens } else { mem::load_u32(args.tokens_at) };
+            let fits = counted <= shape.tokens;
+            if !fits && thread::block_index() == 0 && block::is_first_thread() {
+                let limit = shape.tokens.into();
+                batch.fail(Report::new(Failure::Tokens, Phase::None, batch.rank, epoch, limit, counted.into()));
+            }
+            let tokens = if fits { counted } else { 0 };
+            let mut valid = fits;
+            for slot in thread::strided(tokens * shape.topk) {
+                let expert = mem::load_u32(args.topk_idx.word(slot));
+                shared::store_u32(shared.experts + 4 * slot, expert);
+                if expert >= shape.experts && expert != u32::MAX {
+                    valid = false;
+                    let report = Report::new(
+                        Failure::ExpertOutOfRange,
+                        Phase::None,
+                        batch.rank,
+                        epoch,
+                        shape.experts.into(),
+                        expert.into(),
+                    );
+                    let topk = shape.topk.max(1);
+                    batch.fail(Report {
+                        token: (slot / topk).into(),
+                        slot: (slot % topk).into(),
+                        ..report
+                    });
+                }
+            }
+            let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
+            if block::barrier_or(!ready) {
+                return None;
+            }
+            let valid = !block::barrier_or(!valid);
+            let tokens = if valid { tokens } else { 0 };
+            Some(Self { args, epoch, tag: packet::tag(epoch), shared, tokens, valid })
+        }
+    }
+
+    /// The rank that this lane's slot of `token` goes to, `u32::MAX` for none, and the lanes that are the first of their
+    /// token to go to theirs. All lanes of a warp.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`], and `token` is below `tokens`.
+    #[inline(always)]
+    pub unsafe fn destinations(&self, token: u32) -> (u32, u32) {
+        let shape = &self.args.batch.shape;
+        let mut rank = u32::MAX;
+        if thread::lane() < shape.topk {
+            let slot = token * shape.topk + thread::lane();
+            // SAFETY: the slot is one of the routing's.
+            let expert = unsafe { shared::load_u32(self.shared.experts + 4 * slot) };
+            if expert < shape.experts {
+                rank = expert / shape.experts_per_rank();
+            }
+        }
+        let same = warp::match_any(warp::ALL, rank);
+        let first = rank != u32::MAX && same & warp::lanes_below() == 0;
+        (rank, warp::ballot(warp::ALL, first))
+    }
+
+    /// Tells everybody. `first_weight` is this lane's weight in the first token that this warp tells of, loaded before.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`]; by the whole block.
+    #[inline(always)]
+    pub unsafe fn tell(&self, first_weight: u32) {
+        let shape = &self.args.batch.shape;
+        let (slots, blocks) = (self.tokens * shape.topk, thread::grid_size());
+        let own = self.tokens.saturating_sub(thread::block_index()).div_ceil(blocks.max(1));
+        // SAFETY: the caller's promise; barriers part who writes shared memory from who reads it.
+        unsafe {
+            for slot in thread::strided(slots.next_multiple_of(4)) {
+                let first = if slot < slots { self.first(slot) } else { NO_ROW };
+                shared::store_u32(self.shared.firsts + 4 * slot, first);
+            }
+            for place in thread::strided(own * shape.topk) {
+                shared::store_u32(self.shared.places + 4 * place, 0);
+            }
+            self.clear_summary();
+            block::barrier();
+            self.count_places(own);
+            let mut peer = thread::block_index();
+            if peer < shape.ranks {
+                self.count_summary(peer);
+            }
+            block::barrier();
+            for index in thread::warp_strided(own) {
+                self.tell_message(index, first_weight);
+            }
+            while peer < shape.ranks {
+                self.tell_summary(peer);
+                peer += blocks;
+                if peer < shape.ranks {
+                    block::barrier();
+                    self.clear_summary();
+                    block::barrier();
+                    self.count_summary(peer);
+                    block::barrier();
+                }
+            }
+            // For the receiving half of the combine.
+            if thread::block_index() == 0 {
+                let work = &self.args.batch.work;
+                for slot in thread::strided(slots) {
+                    let expert = shared::load_u32(self.shared.experts + 4 * slot);
+                    mem::store_u32(self.args.batch.work(work.topk_idx).word(slot), expert);
+                }
+                if block::is_first_thread() {
+                    mem::store_u32(self.args.batch.work(work.tokens), self.tokens);
+                }
+            }
+        }
+    }
+
+    /// The expert of a slot if no earlier slot of its token names it.
+    unsafe fn first(&self, slot: u32) -> u32 {
+        let shape = &self.args.batch.shape;
+        let at = |slot: u32| self.shared.experts + 4 * slot;
+        // SAFETY: the slot and those before it of its token are the routing's.
+        unsafe {
+            let expert = shared::load_u32(at(slot));
+            let mut first = expert < shape.experts;
+            for back in 1..slot % shape.topk.max(1) + 1 {
+                first &= shared::load_u32(at(slot - back)) != expert;
+            }
+            if first { expert } else { NO_ROW }
+        }
+    }
+
+    /// For each slot of the block's tokens, how many earlier tokens name its expert. Warps share the earlier tokens.
+    unsafe fn count_places(&self, own: u32) {
+        let topk = self.args.batch.shape.topk;
+        for index in 0..own {
+            let token = thread::block_index() + index * thread::grid_size();
+            let earlier = token * topk;
+            // SAFETY: the slots are the routing's, whose words were rounded up to whole quads.
+            unsafe {
+                let expert = if thread::lane() < topk {
+                    shared::load_u32(self.shared.experts + 4 * (earlier + thread::lane()))
+                } else {
+                    NO_ROW
+                };
+                let mut named = 0;
+                for quad in thread::warp_strided(earlier.div_ceil(4)) {
+                    let mem::Quad(firsts) = shared::load_quad(self.shared.firsts + 16 * quad);
+                    for (at, first) in firsts.into_iter().enumerate() {
+                        named += (first == expert && 4 * quad + (at as u32) < earlier) as u32;
+                    }
+                }
+                if named > 0 && expert != NO_ROW {
+                    shared::add_u32(self.shared.places + 4 * (index * topk + thread::lane()), named);
+                }
+            }
+        }
+    }
+
+    unsafe fn clear_summary(&self) {
+        for word in thread::strided(3 * self.args.batch.shape.summary_packets()) {
+            // SAFETY: a word of the summary.
+            unsafe { shared::store_u32(self.shared.summary + 4 * word, 0) };
+        }
+    }
+
+    /// Adds up what `peer` is told.
+    unsafe fn count_summary(&self, peer: u32) {
+        let shape = &self.args.batch.shape;
+        let (mine, bits) = (shape.experts_per_rank(), summary::TOKENS_THERE);
+        let topk = shape.topk.max(1);
+        let there = |expert: u32| expert.wrapping_sub(peer * mine) < mine;
+        // SAFETY: words of the summary and slots of the routing; additions are atomic.
+        unsafe {
+            for slot in thread::strided(self.tokens * topk) {
+                let expert = shared::load_u32(self.shared.firsts + 4 * slot);
+                if !there(expert) {
+                    continue;
+                }
+                let word = bits + shape.token_bits() + (expert - peer * mine);
+                shared::add_u32(self.shared.summary + 4 * word, 1);
+                let (token, mut first) = (slot / topk, true);
+                for back in 1..slot % topk + 1 {
+                    first &= !there(shared::load_u32(self.shared.firsts + 4 * (slot - back)));
+                }
+                if first {
+                    shared::add_u32(self.shared.summary + 4 * (bits + token / 32), 1 << (token % 32));
+                }
+            }
+            if block::is_first_thread() {
+                let tokens = if self.valid { self.tokens } else { summary::INVALID };
+                shared::add_u32(self.shared.summary + 4 * summary::TOKENS, tokens);
+            }
+        }
+    }
+
+    /// Sends `peer` its summary.
+    unsafe fn tell_summary(&self, peer: u32) {
+        let batch = &self.args.batch;
+        let packets = batch.shape.summary_packets();
+        // SAFETY: the contract. Partner of the packets: `receive`'s wait for summaries, on `peer`.
+        unsafe {
+            let to = batch.peer(peer).offset(batch.arena.summaries);
+            for index in thread::strided(packets) {
+                let word = |at: u32| shared::load_u32(self.shared.summary + 4 * (3 * index + at));
+                let to = packet::nth(to, (batch.rank * packets + index).into());
+                packet::write(to, [word(0), word(1), word(2)], self.tag);
+            }
+        }
+    }
+
+    /// Begins the messages of one of the block's tokens, a packet for each slot: expert there and place among the rank's
+    /// rows for it, or [`NO_ROW`]; weight; how many ranks below the token goes to. A warp.
+    unsafe fn tell_message(&self, index: u32, first_weight: u32) {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let token = thread::block_index() + index * thread::grid_size();
+        let (lane, mine) = (thread::lane(), shape.experts_per_rank());
+        // SAFETY: the contract; lanes with a slot alone touch it. Partner of the packets: `receive`, on the peer.
+        unsafe {
+            let (rank, leaders) = self.destinations(token);
+            let (mut expert, mut place, mut weight) = (0, 0, 0);
+            if lane < shape.topk {
+                expert = shared::load_u32(self.shared.experts + 4 * (token * shape.topk + lane));
+                place = shared::load_u32(self.shared.places + 4 * (index * shape.topk + lane));
+                weight = if index == thread::warp_index() { first_weight } else { self.weight(token) };
+            }
+            let mut left = leaders;
+            while left != 0 {
+                let peer = warp::shuffle(warp::ALL, rank, left.trailing_zeros());
+                let below = leaders >> lane & 1 != 0 && rank < peer;
+                let part = warp::ballot(warp::ALL, below).count_ones();
+                if lane < shape.topk {
+                    let there = rank == peer;
+                    let row = if there { (expert - peer * mine) << 16 | place } else { NO_ROW };
+                    let to = message(self.args, peer, token);
+                    packet::write(packet::nth(to, lane.into()), [row, weight, part], self.tag);
+                }
+                left &= left - 1;
+            }
+        }
+    }
+
+    /// This lane's weight of `token`.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`], and the array has room for `token`.
+    pub unsafe fn weight(&self, token: u32) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { weight(self.args, token) }
+    }
+}
+
+/// This lane's weight of `token`, as bits; 0 without weights, and on lanes without a slot.
+///
+/// # Safety
+/// The contract of [`DispatchArgs`], and the array has room for `token`.
+#[inline(always)]
+pub unsafe fn weight(args: &DispatchArgs, token: u32) -> u32 {
+    let topk = args.batch.shape.topk;
+    if args.topk_weights.is_null() || thread::lane() >= topk {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { mem::load_u32(args.topk_weights.word(token * topk + thread::lane())) }
+}
+
+/// Where `token`'s message for `peer` goes.
+///
+/// # Safety
+/// The contract of [`DispatchArgs`].
+#[inline(always)]
+pub unsafe fn message(args: &DispatchArgs, peer: u32, token: u32) -> mem::Address {
+    let batch = &args.batch;
+    let shape = &batch.shape;
+    let index = (batch.rank * shape.tokens + token) as u64 * shape.message_packets() as u64;
+    // SAFETY: the caller's promise.
+    packet::nth(unsafe { batch.peer(peer) }.offset(batch.arena.messages), index)
+}

@@ -1,0 +1,143 @@
+//! The sending half.
+
+use super::DispatchArgs;
+use super::routing::{self, Routing};
+use crate::gpu::mem::{self, Quad};
+use crate::gpu::{clock, thread, warp};
+use crate::low_latency::batch::{Step, share};
+use crate::low_latency::format::{self, Bf16, E4m3, Scaling, unpack};
+use crate::low_latency::layout::{Element, TILE_CELLS};
+use crate::low_latency::packet::{self, Filled, Tile};
+
+/// A lane's quads of bf16 in a tile, by plane: the second ones where cells have 16 channels.
+type Quads = [[Quad; 2]; 3];
+
+/// A format of dispatched rows.
+trait Outgoing: Filled {
+    /// Quads of bf16 that a cell is made of.
+    const QUADS: usize;
+    /// What to send for a tile of a row that has `cells` cells from there on. The warp together.
+    fn tile(args: &DispatchArgs, quads: &Quads, cells: u32) -> Tile;
+}
+
+impl Outgoing for Bf16 {
+    const QUADS: usize = 1;
+
+    #[inline(always)]
+    fn tile(_: &DispatchArgs, quads: &Quads, _: u32) -> Tile {
+        let mut tile = Tile::ZERO;
+        for plane in 0..3 {
+            for word in 0..4 {
+                tile.words[word][plane] = quads[plane][0].0[word];
+            }
+        }
+        tile
+    }
+}
+
+impl Outgoing for E4m3 {
+    const QUADS: usize = 2;
+
+    #[inline(always)]
+    fn tile(args: &DispatchArgs, quads: &Quads, cells: u32) -> Tile {
+        let element = args.batch.shape.element;
+        let scaling = if element == Element::E4m3 as u32 {
+            Scaling::F32
+        } else if element == Element::E4m3PowerOfTwo as u32 {
+            Scaling::PowerOfTwo
+        } else {
+            Scaling::Ue8m0
+        };
+        let mut values = [[0.0; 16]; 3];
+        for plane in 0..3 {
+            for quad in 0..2 {
+                let eight = unpack(quads[plane][quad]);
+                for at in 0..8 {
+                    values[plane][8 * quad + at] = eight[at];
+                }
+            }
+        }
+        format::quantize(&values, scaling, cells)
+    }
+}
+
+/// Sends this rank's tokens.
+///
+/// # Safety
+/// The contract of [`DispatchArgs`].
+#[inline(always)]
+pub unsafe fn send(args: &DispatchArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if args.batch.shape.quantized() { send_as::<E4m3>(args) } else { send_as::<Bf16>(args) }
+    }
+}
+
+#[inline(always)]
+unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
+    let batch = &args.batch;
+    let shape = &batch.shape;
+    let fill = shape.dispatched();
+    let (cells, tiles) = (fill.cells(shape.hidden), fill.tiles(shape.hidden).max(1));
+    // SAFETY: the contract; arrays have room for `args.tokens`, however many there turn out to be.
+    unsafe {
+        let epoch = batch.next(Step::DispatchSent);
+        let deadline_ns = clock::now_ns() + batch.timeout_ns;
+        // Ahead of all else, as they take longest.
+        let mut items = share(args.tokens * tiles);
+        let mut item = items.next();
+        let mut quads = match item {
+            Some(item) => load::<F>(args, item / tiles, item % tiles, cells),
+            None => [[Quad::default(); 2]; 3],
+        };
+        let told = thread::block_index() + thread::warp_index() * thread::grid_size();
+        let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
+
+        batch.begin();
+        let Some(routing) = Routing::new(args, epoch, deadline_ns) else { return };
+        routing.tell(first_weight);
+        let tag = packet::tag(epoch);
+        let tile_packets = fill.tile_packets();
+        while let Some(index) = item {
+            let (token, tile) = (index / tiles, index % tiles);
+            if token >= routing.tokens {
+                break;
+            }
+            let left = cells - tile * TILE_CELLS;
+            let made = F::tile(args, &quads, left);
+            let (rank, leaders) = routing.destinations(token);
+            let mut peers = leaders;
+            while peers != 0 {
+                let peer = warp::shuffle(warp::ALL, rank, peers.trailing_zeros());
+                let at = shape.topk + tile * tile_packets;
+                // Partner: `receive`, on `peer`.
+                let to = packet::nth(routing::message(args, peer, token), at.into());
+                packet::write_tile::<F>(to, left, &made, tag);
+                peers &= peers - 1;
+            }
+            item = items.next();
+            if let Some(item) = item {
+                quads = load::<F>(args, item / tiles, item % tiles, cells);
+            }
+        }
+        batch.count(Step::DispatchSent, epoch);
+    }
+}
+
+/// This lane's part of a tile of `token`'s row.
+#[inline(always)]
+unsafe fn load<F: Outgoing>(args: &DispatchArgs, token: u32, tile: u32, cells: u32) -> Quads {
+    let row = args.x.offset(token as u64 * 2 * args.batch.shape.hidden as u64);
+    let mut quads = [[Quad::default(); 2]; 3];
+    for plane in 0..3 {
+        let cell = tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
+        if cell < cells {
+            for quad in 0..F::QUADS {
+                let at = (cell as usize * F::QUADS + quad) as u64;
+                // SAFETY: within the row, whose hidden is a multiple of a cell's channels.
+                quads[plane][quad] = unsafe { mem::load_quad(row.offset(16 * at)) };
+            }
+        }
+    }
+    quads
+}
