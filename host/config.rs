@@ -2,6 +2,7 @@
 
 mod low_latency;
 
+pub(crate) use low_latency::BatchPlan;
 pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
 
 use crate::Error;
@@ -119,6 +120,9 @@ pub struct Config {
     pub overflow: Overflow,
     /// Ranks of a node: node n has those from n · `ranks_per_node` on. `None`: all are on one.
     pub ranks_per_node: Option<u32>,
+    /// Whether there are low-latency calls, and how. They share the arena with the others, which take next to nothing
+    /// where `tokens` is 0.
+    pub low_latency: Option<LowLatency>,
     /// Whether there is room for rows that copy engines move, see [`Transport`](crate::Transport).
     pub copy_engine: bool,
     /// Dispatches whose received rows are there at the same time, 1 to 16. Each has its own buffers.
@@ -187,6 +191,7 @@ impl Config {
             expert_major: None,
             overflow: Overflow::Fail,
             ranks_per_node: None,
+            low_latency: None,
             copy_engine: false,
             in_flight: 1,
             handles: None,
@@ -334,7 +339,7 @@ impl Config {
     /// # Errors
     /// [`Error::Disagreement`] with the first field that differs.
     pub(crate) fn agree(&self, own_rank: u32, theirs: &Self, rank: u32) -> Result<(), Error> {
-        let shown = |config: &Self| -> [(&'static str, String); 15] {
+        let shown = |config: &Self| -> [(&'static str, String); 16] {
             [
                 ("experts", config.experts.to_string()),
                 ("topk", config.topk.to_string()),
@@ -348,6 +353,7 @@ impl Config {
                 ("expert_major", format!("{:?}", config.expert_major)),
                 ("overflow", format!("{:?}", config.overflow)),
                 ("ranks_per_node", format!("{:?}", config.ranks_per_node)),
+                ("low_latency", format!("{:?}", config.low_latency.clone().map(LowLatency::shared))),
                 ("copy_engine", config.copy_engine.to_string()),
                 ("in_flight", config.in_flight.to_string()),
                 ("handles", config.handle_count().to_string()),
@@ -369,6 +375,8 @@ pub(crate) struct Plan {
     pub arena: ArenaLayout,
     pub work: WorkspaceLayout,
     pub handle: HandleLayout,
+    /// Of low-latency calls, where there are any.
+    pub batches: Option<BatchPlan>,
     flights: u64,
     handles: u64,
 }
@@ -383,6 +391,11 @@ impl Plan {
             arena: ArenaLayout::new(&shape),
             work: WorkspaceLayout::new(&shape, config.max_sms),
             handle: HandleLayout::new(&shape),
+            batches: config
+                .low_latency
+                .as_ref()
+                .map(|low_latency| BatchPlan::new(low_latency, config, ranks))
+                .transpose()?,
             flights: config.in_flight.into(),
             handles: config.handle_count().into(),
         })
@@ -390,12 +403,24 @@ impl Plan {
 
     /// Bytes of the arena, which peers map.
     pub fn arena_bytes(&self) -> u64 {
-        self.flights * self.arena.bytes
+        self.batch_arena_offset(0) + self.batches.map_or(0, |plan| plan.arena_bytes())
     }
 
-    /// Bytes of the workspace: each flight's, then the handles.
+    /// Bytes of the workspace: each flight's, then the handles, then each batch's.
     pub fn workspace_bytes(&self) -> u64 {
-        self.handle_offset(self.handles as u32)
+        self.batch_work_offset(0) + self.batches.map_or(0, |plan| plan.workspace_bytes())
+    }
+
+    /// Where a batch's part of an arena begins, behind those of the flights.
+    pub fn batch_arena_offset(&self, batch: u32) -> u64 {
+        let bytes = self.batches.map_or(0, |plan| plan.arena.bytes);
+        self.flights * self.arena.bytes + u64::from(batch) * bytes
+    }
+
+    /// Where a batch's workspace begins, behind the handles.
+    pub fn batch_work_offset(&self, batch: u32) -> u64 {
+        let bytes = self.batches.map_or(0, |plan| plan.work.bytes);
+        self.handle_offset(self.handles as u32) + u64::from(batch) * bytes
     }
 
     /// Where a flight's part of an arena begins.

@@ -67,6 +67,22 @@ pub enum Error {
         /// The dispatch.
         dispatch: u64,
     },
+    /// What a hook stands for has been received already.
+    #[error("low-latency batch {batch}: what its hook stands for has been received already")]
+    HookUsed {
+        /// The batch, counted from 1.
+        batch: u64,
+    },
+    /// A low-latency call needs buffers in which something is still to be received.
+    #[error(
+        "low-latency batch {batch} has to be received first: low_latency.depth = {depth} batches may be under way"
+    )]
+    HookPending {
+        /// The batch that holds the buffers.
+        batch: u64,
+        /// How many batches may be under way.
+        depth: u32,
+    },
     /// A rank did not come to a rendezvous on the host.
     #[error("rank {rank} waited {waited:?} for the others at {place}")]
     Rendezvous {

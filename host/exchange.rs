@@ -5,6 +5,7 @@ mod dispatch;
 mod failure;
 mod input;
 mod layout;
+pub mod low_latency;
 mod received;
 mod staging;
 
@@ -16,6 +17,7 @@ use crate::arena::Arena;
 use crate::config::Plan;
 use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream};
 use crate::{Config, Error, Event, Member};
+use low_latency::Buffers;
 use staging::{CombineStaging, DispatchStaging};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub struct Exchange {
     workspace: Arc<Buffer>,
     flights: Vec<Flight>,
     handles: Vec<KeptHandle>,
+    batches: Vec<Buffers>,
+    low_latency_sms: u32,
     communication: Stream,
     sms: u32,
     most_sms: u32,
@@ -47,6 +51,7 @@ pub struct Exchange {
     combine_staging: CombineStaging,
     dispatches: u64,
     routings: u64,
+    batches_begun: u64,
     failed: bool,
 }
 
@@ -101,21 +106,25 @@ impl Exchange {
         }
         let dispatch_staging = DispatchStaging::new(shape, &device, bulk_copy)?;
         let combine_staging = CombineStaging::new(shape, &device, bulk_copy)?;
+        let low_latency_sms = low_latency::sms(config, &plan, &device)?;
 
         let gpu = member.gpu();
         let workspace = gpu.alloc_zeroed(plan.workspace_bytes() as usize);
         let flights = (0..config.in_flight)
             .map(|_| Ok(Flight { report: gpu.alloc_host(8 * Report::WORDS)?, dispatch: 0, combined: false }))
             .collect::<Result<Vec<_>, Error>>();
+        let batches = Buffers::all(gpu, &plan);
         let communication = gpu.stream();
         let arena = Arena::new(&member, plan.arena_bytes(), patience)?;
-        let (workspace, flights, communication) = (workspace?, flights?, communication?);
+        let (workspace, flights, batches) = (workspace?, flights?, batches?);
+        let communication = communication?;
         for flight in 0..config.in_flight {
             let offset = plan.arena_offset(flight);
             let peers: Vec<u64> = arena.addresses().iter().map(|address| address + offset).collect();
             let at = plan.work_offset(flight) + plan.work.peers;
             gpu.write(workspace.part(at, 8 * shape.ranks as u64), &peers)?;
         }
+        low_latency::write_peers(gpu, &plan, &workspace, &arena)?;
         Ok(Self {
             config: config.clone(),
             plan,
@@ -123,6 +132,8 @@ impl Exchange {
             workspace: Arc::new(workspace),
             flights,
             handles: vec![KeptHandle::default(); config.handle_count() as usize],
+            batches,
+            low_latency_sms,
             communication,
             sms,
             most_sms: most.min(config.max_sms),
@@ -131,6 +142,7 @@ impl Exchange {
             combine_staging,
             dispatches: 0,
             routings: 0,
+            batches_begun: 0,
             failed: false,
             member,
         })

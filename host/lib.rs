@@ -19,6 +19,7 @@ pub use config::{
     Summation, bytes_for,
 };
 pub use error::Error;
+pub use exchange::low_latency;
 pub use exchange::{
     ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens,
     Transport, Weights,

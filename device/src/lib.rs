@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod low_latency;
 pub mod quantize;
 pub mod throughput;
+mod unroll;
 pub mod wire;
 pub mod workload;
 
@@ -39,6 +40,8 @@ pub const KERNELS: &[&str] = {
         <throughput::combine::CombinePlain as Kernel>::NAME,
         <low_latency::dispatch::Dispatch as Kernel>::NAME,
         <low_latency::combine::Combine as Kernel>::NAME,
+        <low_latency::combine::CombineFp8 as Kernel>::NAME,
+        <low_latency::combine::CombineLog10 as Kernel>::NAME,
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
         <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,

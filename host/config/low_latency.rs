@@ -1,6 +1,8 @@
 //! The settings of low-latency calls.
 
-use super::ScaleLayout;
+use super::{Config, ScaleLayout, refuse, within};
+use crate::Error;
+use tokenrail_device::low_latency::layout::{ArenaLayout, Element, Shape, Wire, WorkspaceLayout};
 
 /// What a low-latency dispatch makes of its bf16 rows. Scales are of 128 channels each: amax / 448, or the least power
 /// of two that is no smaller.
@@ -61,4 +63,109 @@ pub struct LowLatency {
     /// Streaming multiprocessors that a kernel occupies, unless a call says otherwise. `None`: as many as there are for a
     /// rank, up to `max_sms`.
     pub sms: Option<u32>,
+}
+
+/// Most slots of all tokens of a call: every block keeps their experts in shared memory.
+const MAX_SLOTS: u32 = 8192;
+/// Most batches under way.
+const MAX_DEPTH: u32 = 16;
+/// Most rows of all experts of a rank, and most words of scales of one: their indices are 32 bits.
+const MAX_ROWS: u64 = 1 << 31;
+
+impl LowLatency {
+    /// FP8 with f32 scales there and bf16 back, summed by rank; two batches under way.
+    pub fn new(tokens: u32) -> Self {
+        Self {
+            tokens,
+            depth: 2,
+            dispatch: DispatchFormat::default(),
+            scale_layout: ScaleLayout::RowMajor,
+            combine: CombineFormat::default(),
+            summation: Summation::default(),
+            sms: None,
+        }
+    }
+
+    /// What ranks must agree on.
+    pub(super) fn shared(self) -> Self {
+        Self { sms: None, ..self }
+    }
+
+    /// Checks the settings, those of `config` that they share apart.
+    pub(super) fn shape(&self, config: &Config, ranks: u32) -> Result<Shape, Error> {
+        within("low_latency.tokens", self.tokens, 1, MAX_SLOTS / config.topk)?;
+        within("low_latency.depth", self.depth, 1, MAX_DEPTH)?;
+        if let Some(sms) = self.sms {
+            within("low_latency.sms", sms, 1, config.max_sms)?;
+        }
+        if config.combined != super::Half::Bf16 {
+            let limit = "low-latency rows are Bf16";
+            return Err(refuse("combined", format!("{:?}", config.combined), limit));
+        }
+        let shape = Shape {
+            ranks,
+            experts: config.experts,
+            topk: config.topk,
+            hidden: config.hidden,
+            tokens: self.tokens,
+            element: match self.dispatch {
+                DispatchFormat::Bf16 => Element::Bf16,
+                DispatchFormat::Fp8 => Element::E4m3,
+                DispatchFormat::Fp8PowerOfTwo => Element::E4m3PowerOfTwo,
+                DispatchFormat::Fp8Ue8m0 => Element::E4m3Ue8m0,
+            } as u32,
+            column_major: (self.scale_layout == ScaleLayout::ColumnMajor).into(),
+            wire: match self.combine {
+                CombineFormat::Bf16 => Wire::Bf16,
+                CombineFormat::Fp8 => Wire::E4m3,
+                CombineFormat::Log10 => Wire::Log10,
+            } as u32,
+            by_slot: (self.summation == Summation::BySlot).into(),
+        };
+        if !shape.row_bytes().is_multiple_of(16) {
+            let limit = format!(
+                "a row of {:?} is {} bytes, and must be a multiple of 16",
+                self.dispatch,
+                shape.row_bytes()
+            );
+            return Err(refuse("hidden", config.hidden, limit));
+        }
+        let rows = u64::from(ranks) * u64::from(self.tokens);
+        let most = rows * u64::from(shape.experts_per_rank().max(shape.scale_words()));
+        if most >= MAX_ROWS {
+            let limit =
+                format!("ranks · tokens · (experts of a rank, or words of scales) must be below {MAX_ROWS}");
+            return Err(refuse("low_latency.tokens", self.tokens, limit));
+        }
+        Ok(shape)
+    }
+}
+
+/// Where things lie in the parts of an exchange's allocations that batches have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchPlan {
+    pub shape: Shape,
+    pub arena: ArenaLayout,
+    pub work: WorkspaceLayout,
+    pub depth: u32,
+}
+
+impl BatchPlan {
+    pub(super) fn new(low_latency: &LowLatency, config: &Config, ranks: u32) -> Result<Self, Error> {
+        let shape = low_latency.shape(config, ranks)?;
+        Ok(Self {
+            shape,
+            arena: ArenaLayout::new(&shape),
+            work: WorkspaceLayout::new(&shape, config.max_sms),
+            depth: low_latency.depth,
+        })
+    }
+
+    pub(super) fn arena_bytes(&self) -> u64 {
+        u64::from(self.depth) * self.arena.bytes
+    }
+
+    pub(super) fn workspace_bytes(&self) -> u64 {
+        u64::from(self.depth) * self.work.bytes
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Exchange;
 use crate::Error;
-use crate::gpu::Stream;
+use crate::gpu::{HostBuffer, Stream};
 use tokenrail_device::wire::{Failure, Phase, Report};
 
 impl Exchange {
@@ -15,9 +15,9 @@ impl Exchange {
     /// after which it is unusable.
     pub fn finish(&mut self, stream: &Stream) -> Result<(), Error> {
         stream.synchronize().inspect_err(|_| self.failed = true)?;
-        let Some((flight, report)) = self.reported() else { return Ok(()) };
-        self.flights[flight as usize].report.clear::<{ Report::WORDS }>();
-        let claim = self.plan.work_offset(flight) + self.plan.work.report_claim;
+        let Some((buffer, claim)) = self.reported() else { return Ok(()) };
+        let report = Report::from_words(buffer.read());
+        buffer.clear::<{ Report::WORDS }>();
         self.gpu().fill(stream, self.workspace.part(claim, 4), 0)?;
         stream.synchronize()?;
         let error = explain(&report);
@@ -25,11 +25,16 @@ impl Exchange {
         Err(error)
     }
 
-    /// The first flight's report of a failure.
-    fn reported(&self) -> Option<(u32, Report)> {
-        (0..self.config.in_flight)
-            .map(|flight| (flight, self.report_of(flight)))
-            .find(|(_, report)| report.failure != 0)
+    /// Where the first failure was reported, and the offset in the workspace of the claim to report one.
+    fn reported(&self) -> Option<(&HostBuffer, u64)> {
+        let (work, batches) = (self.plan.work, self.plan.batches);
+        let flights = (0..).zip(&self.flights);
+        let flights =
+            flights.map(|(at, flight)| (&flight.report, self.plan.work_offset(at) + work.report_claim));
+        let batches = (0..).zip(&self.batches).filter_map(|(at, batch)| {
+            Some((&batch.report, self.plan.batch_work_offset(at) + batches?.work.report_claim))
+        });
+        flights.chain(batches).find(|(report, _)| Report::from_words(report.read()).failure != 0)
     }
 
     /// What a flight's kernels have reported so far.
@@ -63,6 +68,10 @@ fn explain(report: &Report) -> Error {
             phase: match report.phase {
                 phase if phase == Phase::Counts as u64 => "counts of a dispatch",
                 phase if phase == Phase::Data as u64 => "rows of a dispatch",
+                phase if phase == Phase::Read as u64 => "reading of an earlier low-latency call",
+                phase if phase == Phase::Summary as u64 => "routing of a low-latency dispatch",
+                phase if phase == Phase::Rows as u64 => "rows of a low-latency dispatch",
+                phase if phase == Phase::Parts as u64 => "outputs for a low-latency combine",
                 _ => "outputs for a combine",
             },
             epoch: report.epoch,

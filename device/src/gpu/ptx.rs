@@ -222,7 +222,9 @@ pub unsafe fn wait_tag(at: u64, tag: u32, deadline_ns: u64) -> bool {
 #[inline(always)]
 pub unsafe fn max_relaxed_gpu_u32(at: u64, value: u32) {
     // SAFETY: the caller vouches for the address.
-    unsafe { asm!("red.relaxed.gpu.global.max.u32 [{}], {};", in(reg64) at, in(reg32) value, options(nostack)) };
+    unsafe {
+        asm!("red.relaxed.gpu.global.max.u32 [{}], {};", in(reg64) at, in(reg32) value, options(nostack))
+    };
 }
 
 /// Atomic additions: name, instruction.

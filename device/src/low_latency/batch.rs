@@ -64,6 +64,7 @@ pub struct Batch {
 
 impl Batch {
     /// Address of a region of the workspace.
+    #[inline(always)]
     pub fn work(&self, offset: u64) -> Address {
         self.workspace.offset(offset)
     }
@@ -72,6 +73,7 @@ impl Batch {
     ///
     /// # Safety
     /// The struct's contract holds and `rank` is below `shape.ranks`. So for all methods here.
+    #[inline(always)]
     pub unsafe fn peer(&self, rank: u32) -> Address {
         // SAFETY: the peers table has an entry for every rank.
         Address(unsafe { mem::load_u64(self.work(self.work.peers).long(rank)) })
@@ -81,11 +83,13 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn own(&self) -> Address {
         // SAFETY: `rank` is one of the ranks.
         unsafe { self.peer(self.rank) }
     }
 
+    #[inline(always)]
     fn epochs(&self, step: Step) -> Address {
         self.work(self.work.epochs).long(step as u32 * self.blocks)
     }
@@ -94,6 +98,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn next(&self, step: Step) -> u64 {
         // SAFETY: this block's own count.
         unsafe { mem::load_u64(self.epochs(step).long(thread::block_index())) + 1 }
@@ -103,6 +108,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn count(&self, step: Step, epoch: u64) {
         let counts = self.epochs(step);
         // SAFETY: a block writes its own count, the first one also those of blocks that are not in this grid.
@@ -138,7 +144,10 @@ impl Batch {
                 let there = self.peer(peer);
                 // Partner: the wait for dispatch_read or combine_read in `may_send`, on `peer` (acquire, sys). What it
                 // releases: the reads of an earlier kernel, which stream order puts before this one.
-                mem::store_release_sys_u64(there.offset(self.arena.dispatch_read).long(self.rank), dispatched);
+                mem::store_release_sys_u64(
+                    there.offset(self.arena.dispatch_read).long(self.rank),
+                    dispatched,
+                );
                 mem::store_release_sys_u64(there.offset(self.arena.combine_read).long(self.rank), combined);
                 self.add_up(Waited::Dispatch, dispatched, peer);
                 self.add_up(Waited::Combine, combined, peer);
@@ -146,11 +155,13 @@ impl Batch {
         }
     }
 
+    #[inline(always)]
     fn waited(&self, what: Waited, epoch: u64, source: u32) -> Address {
         let set = 2 * what as u32 + (epoch % 2) as u32;
         self.work(self.work.waited).word(set * self.shape.ranks + source)
     }
 
+    #[inline(always)]
     unsafe fn add_up(&self, what: Waited, epoch: u64, source: u32) {
         let sum = self.work(self.work.waits).long(what as u32 * self.shape.ranks + source);
         let last = self.waited(what, epoch, source);
@@ -168,9 +179,12 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn has_waited(&self, what: Waited, epoch: u64, source: u32, waited_ns: u64) {
         // SAFETY: one word for each source.
-        unsafe { mem::max_relaxed_gpu_u32(self.waited(what, epoch, source), waited_ns.min(u32::MAX as u64) as u32) };
+        unsafe {
+            mem::max_relaxed_gpu_u32(self.waited(what, epoch, source), waited_ns.min(u32::MAX as u64) as u32)
+        };
     }
 
     /// Waits until every peer has read what this rank sent it in the epoch before; false, and a report, if one does not in
@@ -178,6 +192,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn may_send(&self, read: u64, epoch: u64, deadline_ns: u64) -> bool {
         let mut may = true;
         // SAFETY: `read` is the offset of a region with a count for every rank.
@@ -198,6 +213,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn late(&self, phase: Phase, peer: u32, epoch: u64, expected: u64, seen: u64) {
         // SAFETY: the caller's promise.
         unsafe { self.fail(Report::new(Failure::Late, phase, peer, epoch, expected, seen)) };
@@ -207,6 +223,7 @@ impl Batch {
     ///
     /// # Safety
     /// See [`Batch::peer`].
+    #[inline(always)]
     pub unsafe fn fail(&self, report: Report) {
         // SAFETY: the claim word and the report are where the contract says.
         unsafe { write_report(self.work(self.work.report_claim), self.report, report) };
@@ -215,6 +232,7 @@ impl Batch {
 
 /// What a lane of a warp that shares work over the whole grid takes: warps of different blocks first, so that little work
 /// is spread over all multiprocessors.
+#[inline(always)]
 pub fn share(items: u32) -> thread::Strided {
     let first = thread::warp_index() * thread::grid_size() + thread::block_index();
     thread::Strided::new(first, items, thread::warps() * thread::grid_size())

@@ -8,6 +8,7 @@ use crate::gpu::convert::{bf16x2_to_f32, e4m3_to_f32, f32_to_bf16x2, f32_to_e4m3
 use crate::gpu::mem::Quad;
 use crate::gpu::{thread, warp};
 use crate::quantize::{AMAX_FLOOR, E4M3_MAX, inverse, larger, scale_code};
+use crate::unroll::unroll;
 
 /// Lanes that have 128 channels between them.
 const GROUP_LANES: u32 = 8;
@@ -37,6 +38,29 @@ impl Filled for Log10 {
 /// The f32 values of a lane's cells, by plane; of bf16 the first eight of each.
 pub type Values = [[f32; 16]; 3];
 
+/// A lane's quads of bf16 in a tile of a row, by plane: the second ones where cells have 16 channels.
+pub type Quads = [[Quad; 2]; 3];
+
+/// No quads.
+pub const ZEROS: Quads = [[Quad([0; 4]); 2]; 3];
+
+/// The values of a lane's quads.
+#[inline(always)]
+pub fn values<F: Wire>(quads: &Quads) -> Values {
+    let mut values = [[0.0; 16]; 3];
+    unroll!(PLANE in 3 {
+        unroll!(QUAD in 2 {
+            if QUAD < F::QUADS {
+                let eight = unpack(quads[PLANE][QUAD]);
+                unroll!(AT in 8 {
+                    values[PLANE][8 * QUAD + AT] = eight[AT];
+                });
+            }
+        });
+    });
+    values
+}
+
 /// A format of rows that come back.
 pub trait Wire: Filled {
     /// Quads of bf16 that a cell is made of.
@@ -49,7 +73,7 @@ pub trait Wire: Filled {
 
 /// The values of a quad of bf16.
 #[inline(always)]
-pub fn unpack(quad: Quad) -> [f32; 8] {
+fn unpack(quad: Quad) -> [f32; 8] {
     let [a, b] = bf16x2_to_f32(quad.0[0]);
     let [c, d] = bf16x2_to_f32(quad.0[1]);
     let [e, f] = bf16x2_to_f32(quad.0[2]);
@@ -93,12 +117,12 @@ pub enum Scaling {
 pub fn quantize(values: &Values, scaling: Scaling, cells: u32) -> Tile {
     let mut tile = Tile::ZERO;
     let mut groups = [0; 3];
-    for plane in 0..3 {
-        let values = &values[plane];
+    unroll!(PLANE in 3 {
+        let values = &values[PLANE];
         let mut amax = AMAX_FLOOR;
-        for value in values {
-            amax = larger(amax, *value);
-        }
+        unroll!(AT in 16 {
+            amax = larger(amax, values[AT]);
+        });
         // No negative number and no NaN: bits are in the order of the values.
         let amax = f32::from_bits(warp::max_within(GROUP_LANES, amax.to_bits()));
         let code = scale_code(amax);
@@ -109,14 +133,13 @@ pub fn quantize(values: &Values, scaling: Scaling, cells: u32) -> Tile {
             Scaling::PowerOfTwo => code << 23,
             Scaling::Ue8m0 => code,
         };
-        groups[plane] = if 32 * plane as u32 + thread::lane() < cells { word } else { 0 };
-        for four in 0..4 {
-            let at = |index: usize| values[4 * four + index] * factor;
-            let low = f32_to_e4m3x2(at(0), at(1)) as u32;
-            let high = f32_to_e4m3x2(at(2), at(3)) as u32;
-            tile.words[four][plane] = high << 16 | low;
-        }
-    }
+        groups[PLANE] = if 32 * PLANE as u32 + thread::lane() < cells { word } else { 0 };
+        unroll!(WORD in 4 {
+            let [a, b] = [values[4 * WORD] * factor, values[4 * WORD + 1] * factor];
+            let [c, d] = [values[4 * WORD + 2] * factor, values[4 * WORD + 3] * factor];
+            tile.words[WORD][PLANE] = (f32_to_e4m3x2(c, d) as u32) << 16 | f32_to_e4m3x2(a, b) as u32;
+        });
+    });
     tile.groups = gather(groups);
     tile
 }
@@ -127,25 +150,26 @@ impl Wire for Bf16 {
     #[inline(always)]
     fn encode(values: &Values) -> Tile {
         let mut tile = Tile::ZERO;
-        for plane in 0..3 {
-            let Quad(words) = pack(&values[plane], 0);
-            for word in 0..4 {
-                tile.words[word][plane] = words[word];
-            }
-        }
+        unroll!(PLANE in 3 {
+            let Quad([a, b, c, d]) = pack(&values[PLANE], 0);
+            tile.words[0][PLANE] = a;
+            tile.words[1][PLANE] = b;
+            tile.words[2][PLANE] = c;
+            tile.words[3][PLANE] = d;
+        });
         tile
     }
 
     #[inline(always)]
     fn decode(tile: &Tile) -> Values {
         let mut values = [[0.0; 16]; 3];
-        for plane in 0..3 {
-            for word in 0..4 {
-                let [low, high] = bf16x2_to_f32(tile.words[word][plane]);
-                values[plane][2 * word] = low;
-                values[plane][2 * word + 1] = high;
-            }
-        }
+        unroll!(PLANE in 3 {
+            unroll!(WORD in 4 {
+                let [low, high] = bf16x2_to_f32(tile.words[WORD][PLANE]);
+                values[PLANE][2 * WORD] = low;
+                values[PLANE][2 * WORD + 1] = high;
+            });
+        });
         values
     }
 }
@@ -163,13 +187,13 @@ impl Wire for E4m3 {
     fn decode(tile: &Tile) -> Values {
         let scales = spread(tile.groups);
         let mut values = [[0.0; 16]; 3];
-        for plane in 0..3 {
-            let scale = f32::from_bits(scales[plane]);
-            for code in 0..16 {
-                let byte = (tile.words[code / 4][plane] >> (8 * (code % 4))) as u8;
-                values[plane][code] = e4m3_to_f32(byte) * scale;
-            }
-        }
+        unroll!(PLANE in 3 {
+            let scale = f32::from_bits(scales[PLANE]);
+            unroll!(AT in 16 {
+                let byte = (tile.words[AT / 4][PLANE] >> (8 * (AT % 4))) as u8;
+                values[PLANE][AT] = e4m3_to_f32(byte) * scale;
+            });
+        });
         values
     }
 }
@@ -192,35 +216,31 @@ impl Wire for Log10 {
     fn encode(values: &Values) -> Tile {
         let mut tile = Tile::ZERO;
         let mut groups = [0; 3];
-        for plane in 0..3 {
+        unroll!(PLANE in 3 {
+            let values = &values[PLANE];
             let (mut most, mut least) = (0, 0);
-            for value in &values[plane] {
-                let magnitude = value.to_bits() & 0x7fff_ffff;
+            unroll!(AT in 16 {
+                let magnitude = values[AT].to_bits() & 0x7fff_ffff;
                 let finite = magnitude < INFINITE;
                 most = most.max(if finite { magnitude } else { 0 });
                 // The least as the largest of the complements; zeros do not count.
                 least = least.max(if finite && magnitude != 0 { !magnitude } else { 0 });
-            }
+            });
             let most = warp::max_within(GROUP_LANES, most);
             let least = warp::max_within(GROUP_LANES, least);
             let high = ((most + 0xffff) >> 16).min(0x7f7f);
             let low = if least == 0 { 0 } else { !least >> 16 }.max(high.saturating_sub(OCTAVES));
-            groups[plane] = high << 16 | low;
+            groups[PLANE] = high << 16 | low;
             let (base, range) = (low << 16, (high - low) << 16);
             let inverse = if range == 0 { 0.0 } else { STEPS / range as f32 };
-            let mut bits = [0u32; 5];
-            for (index, value) in values[plane].iter().enumerate() {
-                let code = log_code(value.to_bits(), base, inverse);
-                let at = 10 * index as u32;
-                bits[at as usize / 32] |= code << (at % 32);
-                if at % 32 > 22 {
-                    bits[at as usize / 32 + 1] |= code >> (32 - at % 32);
+            unroll!(AT in 16 {
+                let code = log_code(values[AT].to_bits(), base, inverse);
+                tile.words[10 * AT / 32][PLANE] |= code << (10 * AT % 32);
+                if 10 * AT % 32 > 22 {
+                    tile.words[(10 * AT / 32 + 1) % 5][PLANE] |= code >> ((32 - 10 * AT % 32) % 32);
                 }
-            }
-            for word in 0..5 {
-                tile.words[word][plane] = bits[word];
-            }
-        }
+            });
+        });
         tile.groups = gather(groups);
         tile
     }
@@ -229,18 +249,17 @@ impl Wire for Log10 {
     fn decode(tile: &Tile) -> Values {
         let groups = spread(tile.groups);
         let mut values = [[0.0; 16]; 3];
-        for plane in 0..3 {
-            let (high, low) = (groups[plane] >> 16, groups[plane] & 0xffff);
+        unroll!(PLANE in 3 {
+            let (high, low) = (groups[PLANE] >> 16, groups[PLANE] & 0xffff);
             let (base, step) = (low << 16, ((high - low) << 16) as f32 / STEPS);
-            for index in 0..16 {
-                let at = 10 * index as u32;
-                let mut code = tile.words[at as usize / 32][plane] >> (at % 32);
-                if at % 32 > 22 {
-                    code |= tile.words[at as usize / 32 + 1][plane] << (32 - at % 32);
+            unroll!(AT in 16 {
+                let mut code = tile.words[10 * AT / 32][PLANE] >> (10 * AT % 32);
+                if 10 * AT % 32 > 22 {
+                    code |= tile.words[(10 * AT / 32 + 1) % 5][PLANE] << ((32 - 10 * AT % 32) % 32);
                 }
-                values[plane][index] = log_value(code & 0x3ff, base, step);
-            }
-        }
+                values[PLANE][AT] = log_value(code & 0x3ff, base, step);
+            });
+        });
         values
     }
 }

@@ -6,12 +6,14 @@
 
 use crate::gpu::mem::{self, Address, Quad};
 use crate::gpu::thread;
+use crate::unroll::unroll;
 
 /// Bytes of a packet.
 pub const PACKET_BYTES: u64 = 16;
 
 /// What packets of an epoch end in. Never 0, which is what fresh memory holds, and what is stored where a packet is made
 /// void. Comes again after 2^32 − 1 epochs: [`void`] sees to it that no packet gets so old.
+#[inline(always)]
 pub fn tag(epoch: u64) -> u32 {
     (epoch % u32::MAX as u64) as u32 + 1
 }
@@ -39,6 +41,7 @@ pub trait Filled {
 }
 
 /// Address of packet `index` from `at` on.
+#[inline(always)]
 pub fn nth(at: Address, index: u64) -> Address {
     at.offset(PACKET_BYTES * index)
 }
@@ -97,9 +100,11 @@ pub unsafe fn write_tile<F: Filled>(to: Address, cells: u32, tile: &Tile, tag: u
     // SAFETY: the caller's promise.
     unsafe {
         if lane < cells {
-            for word in 0..F::WORDS {
-                write(nth(own, 32 * word as u64), tile.words[word], tag);
-            }
+            unroll!(WORD in 5 {
+                if WORD < F::WORDS {
+                    write(nth(own, 32 * WORD as u64), tile.words[WORD], tag);
+                }
+            });
         }
         if F::GROUPED && lane < 4 {
             write(nth(own, 32 * F::WORDS as u64), tile.groups, tag);
@@ -129,9 +134,11 @@ impl Peek {
         // SAFETY: the caller's promise.
         unsafe {
             if lane < cells {
-                for word in 0..F::WORDS {
-                    peek.packets[word] = mem::load_relaxed_sys_b128(nth(own, 32 * word as u64));
-                }
+                unroll!(WORD in 5 {
+                    if WORD < F::WORDS {
+                        peek.packets[WORD] = mem::load_relaxed_sys_b128(nth(own, 32 * WORD as u64));
+                    }
+                });
             }
             if F::GROUPED && lane < 4 {
                 peek.groups = mem::load_relaxed_sys_b128(nth(own, 32 * F::WORDS as u64));
@@ -146,9 +153,9 @@ impl Peek {
         let lane = thread::lane();
         let mut come = true;
         if lane < cells {
-            for word in 0..F::WORDS {
-                come &= self.packets[word].0[3] == tag;
-            }
+            unroll!(WORD in 5 {
+                come &= WORD >= F::WORDS || self.packets[WORD].0[3] == tag;
+            });
         }
         if F::GROUPED && lane < 4 {
             come &= self.groups.0[3] == tag;
@@ -195,10 +202,12 @@ impl Peek {
     #[inline(always)]
     pub fn tile<F: Filled>(&self) -> Tile {
         let mut tile = Tile::ZERO;
-        for word in 0..F::WORDS {
-            let [a, b, c, _] = self.packets[word].0;
-            tile.words[word] = [a, b, c];
-        }
+        unroll!(WORD in 5 {
+            if WORD < F::WORDS {
+                let [a, b, c, _] = self.packets[WORD].0;
+                tile.words[WORD] = [a, b, c];
+            }
+        });
         let [a, b, c, _] = self.groups.0;
         tile.groups = [a, b, c];
         tile

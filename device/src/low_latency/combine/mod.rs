@@ -8,9 +8,8 @@ pub mod receive;
 pub mod send;
 
 use super::batch::Batch;
-use super::format::{Bf16, E4m3, Log10};
+use super::format::{Bf16, E4m3, Log10, Wire};
 use super::halves;
-use super::layout::Wire;
 use crate::gpu::block;
 use crate::gpu::mem::Address;
 use crate::kernel::kernel;
@@ -36,27 +35,38 @@ pub struct CombineArgs {
 }
 
 kernel!(
-    /// Low-latency combine, or a half of it.
-    Combine, tokenrail_low_latency_combine, CombineArgs, combine
+    /// Low-latency combine, or a half of it, of rows that travel as bf16.
+    Combine, tokenrail_low_latency_combine, CombineArgs, combine_bf16
 );
 
-unsafe fn combine(args: CombineArgs) {
-    let wire = args.batch.shape.wire;
+kernel!(
+    /// [`struct@Combine`] of rows that travel as FP8.
+    CombineFp8, tokenrail_low_latency_combine_fp8, CombineArgs, combine_fp8
+);
+
+kernel!(
+    /// [`struct@Combine`] of rows that travel as 10-bit logarithms.
+    CombineLog10, tokenrail_low_latency_combine_log10, CombineArgs, combine_log10
+);
+
+unsafe fn combine_bf16(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe {
-        if wire == Wire::Bf16 as u32 {
-            halves_as::<Bf16, 4>(&args);
-        } else if wire == Wire::E4m3 as u32 {
-            halves_as::<E4m3, 2>(&args);
-        } else {
-            halves_as::<Log10, 2>(&args);
-        }
-    }
+    unsafe { combine::<Bf16, 4>(&args) }
 }
 
-/// `AHEAD` rows are on their way to a warp at once.
+unsafe fn combine_fp8(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine::<E4m3, 1>(&args) }
+}
+
+unsafe fn combine_log10(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine::<Log10, 1>(&args) }
+}
+
+/// `AHEAD` rows, 1 to 4, are on their way to a warp at once.
 #[inline(always)]
-unsafe fn halves_as<F: super::format::Wire, const AHEAD: usize>(args: &CombineArgs) {
+unsafe fn combine<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe {
         if args.halves & halves::SEND != 0 {

@@ -7,6 +7,7 @@ use crate::low_latency::batch::{Step, Waited, share};
 use crate::low_latency::format::{Values, Wire, pack};
 use crate::low_latency::layout::TILE_CELLS;
 use crate::low_latency::packet::{self, Peek};
+use crate::unroll::unroll;
 use crate::wire::Phase;
 
 /// Sums what comes back to this rank's tokens.
@@ -99,13 +100,16 @@ impl Receiver<'_> {
             while next < parts.count {
                 // Several are looked at before the first is waited for.
                 let mut ahead = [const { Peek::NOTHING }; AHEAD];
-                for (index, peek) in (next..).zip(&mut ahead) {
-                    if index < parts.count {
-                        *peek = Peek::at::<F>(place(index), cells);
+                unroll!(INDEX in 4 {
+                    let index = next + INDEX as u32;
+                    if INDEX < AHEAD && index < parts.count {
+                        ahead[INDEX % AHEAD] = Peek::at::<F>(place(index), cells);
                     }
-                }
-                for (index, peek) in (next..).zip(&mut ahead) {
-                    if index < parts.count {
+                });
+                unroll!(INDEX in 4 {
+                    let index = next + INDEX as u32;
+                    if INDEX < AHEAD && index < parts.count {
+                        let peek = &mut ahead[INDEX % AHEAD];
                         let lane = parts.lane(index);
                         let source = warp::shuffle(warp::ALL, parts.rank, lane);
                         if !self.arrive::<F>(peek, place(index), cells, source) {
@@ -114,7 +118,7 @@ impl Receiver<'_> {
                         let weight = f32::from_bits(warp::shuffle(warp::ALL, parts.weight, lane));
                         add::<F>(&mut sums, &F::decode(&peek.tile::<F>()), weight, index == 0);
                     }
-                }
+                });
                 next += AHEAD as u32;
             }
             self.store::<F>(token, tile, &sums);
@@ -151,19 +155,20 @@ impl Receiver<'_> {
     unsafe fn store<F: Wire>(&self, token: u32, tile: u32, sums: &Values) {
         let hidden = self.args.batch.shape.hidden;
         let to = self.args.out.offset(token as u64 * 2 * hidden as u64);
-        for plane in 0..3 {
-            let cell = tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
-            for quad in 0..F::QUADS {
-                let at = cell * F::QUADS as u32 + quad as u32;
-                if at < hidden / 8 {
+        unroll!(PLANE in 3 {
+            let cell = tile * TILE_CELLS + 32 * PLANE as u32 + thread::lane();
+            unroll!(QUAD in 2 {
+                let at = cell * F::QUADS as u32 + QUAD as u32;
+                if QUAD < F::QUADS && at < hidden / 8 {
                     // SAFETY: the contract: within the row.
-                    unsafe { mem::store_quad(to.offset(16 * at as u64), pack(&sums[plane], 8 * quad)) };
+                    unsafe { mem::store_quad(to.offset(16 * at as u64), pack(&sums[PLANE], 8 * QUAD)) };
                 }
-            }
-        }
+            });
+        });
     }
 
     /// Makes the part void whose turn it is, if nobody has sent it: see the dispatch's.
+    #[inline(always)]
     unsafe fn void_one(&self, tokens: u32) {
         let batch = &self.args.batch;
         let shape = &batch.shape;

@@ -1,22 +1,18 @@
 //! The sending half.
 
 use super::CombineArgs;
-use crate::gpu::mem::{self, Address, Quad};
+use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, shared, thread, warp};
 use crate::low_latency::batch::{Step, share};
-use crate::low_latency::format::{Values, Wire, unpack};
+use crate::low_latency::format::{Quads, Values, Wire, ZEROS, values};
 use crate::low_latency::layout::{NO_ROW, Shape, TILE_CELLS};
 use crate::low_latency::packet;
+use crate::unroll::unroll;
 
 /// Bytes of a block's dynamic shared memory: for each source its tokens, and a bit for each that came here.
 pub const fn shared_bytes(shape: &Shape) -> u32 {
     4 * shape.ranks * (1 + shape.token_bits())
 }
-
-/// A lane's quads of bf16 in a tile of a row, by plane: the second ones where cells have 16 channels.
-type Quads = [[Quad; 2]; 3];
-
-const ZEROS: Quads = [[Quad([0; 4]); 2]; 3];
 
 /// Sends back what this rank's experts have made.
 ///
@@ -88,18 +84,17 @@ impl Row<'_> {
             while slots != 0 {
                 // The rows of several slots are on their way at once.
                 let mut ahead = [ZEROS; AHEAD];
-                let mut left = slots;
-                for quads in &mut ahead {
-                    if left != 0 {
+                unroll!(INDEX in 4 {
+                    let left = without_lowest(slots, INDEX);
+                    if INDEX < AHEAD && left != 0 {
                         let row = warp::shuffle(warp::ALL, row, left.trailing_zeros());
-                        *quads = self.load::<F>(row);
-                        left &= left - 1;
+                        ahead[INDEX % AHEAD] = self.load::<F>(row);
                     }
-                }
-                for quads in &ahead {
-                    if slots != 0 {
+                });
+                unroll!(INDEX in 4 {
+                    if INDEX < AHEAD && slots != 0 {
                         let slot = slots.trailing_zeros();
-                        let values = values::<F>(quads);
+                        let values = values::<F>(&ahead[INDEX % AHEAD]);
                         if shape.by_slot != 0 {
                             self.write::<F>(slot, &values);
                         } else {
@@ -109,7 +104,7 @@ impl Row<'_> {
                         }
                         slots &= slots - 1;
                     }
-                }
+                });
             }
             if shape.by_slot == 0 {
                 self.write::<F>(part, &sums);
@@ -123,16 +118,16 @@ impl Row<'_> {
         let hidden = self.args.batch.shape.hidden;
         let from = self.args.y.offset(row as u64 * 2 * hidden as u64);
         let mut quads = ZEROS;
-        for plane in 0..3 {
-            let cell = self.tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
-            for quad in 0..F::QUADS {
-                let at = cell * F::QUADS as u32 + quad as u32;
-                if at < hidden / 8 {
+        unroll!(PLANE in 3 {
+            let cell = self.tile * TILE_CELLS + 32 * PLANE as u32 + thread::lane();
+            unroll!(QUAD in 2 {
+                let at = cell * F::QUADS as u32 + QUAD as u32;
+                if QUAD < F::QUADS && at < hidden / 8 {
                     // SAFETY: the contract: within the row.
-                    quads[plane][quad] = unsafe { mem::load_quad(from.offset(16 * at as u64)) };
+                    quads[PLANE][QUAD] = unsafe { mem::load_quad(from.offset(16 * at as u64)) };
                 }
-            }
-        }
+            });
+        });
         quads
     }
 
@@ -145,10 +140,20 @@ impl Row<'_> {
         let cells = fill.cells(shape.hidden) - self.tile * TILE_CELLS;
         // SAFETY: the contract.
         unsafe {
-            let to = at(shape, batch.peer(self.source).offset(batch.arena.parts), self.token, part, self.tile);
+            let to =
+                at(shape, batch.peer(self.source).offset(batch.arena.parts), self.token, part, self.tile);
             packet::write_tile::<F>(to, cells, &F::encode(values), self.tag);
         }
     }
+}
+
+/// `bits` without the lowest `count` ones.
+#[inline(always)]
+fn without_lowest(mut bits: u32, count: usize) -> u32 {
+    for _ in 0..count {
+        bits &= bits.wrapping_sub(1);
+    }
+    bits
 }
 
 /// Where a tile of a part of what `token` gets lies, from the beginning of the parts on.
@@ -158,28 +163,15 @@ pub fn at(shape: &Shape, parts: Address, token: u32, part: u32, tile: u32) -> Ad
     packet::nth(parts, row + (tile * shape.combined().tile_packets()) as u64)
 }
 
-/// The values of a lane's quads.
-#[inline(always)]
-fn values<F: Wire>(quads: &Quads) -> Values {
-    let mut values = [[0.0; 16]; 3];
-    for plane in 0..3 {
-        for quad in 0..F::QUADS {
-            let eight = unpack(quads[plane][quad]);
-            for at in 0..8 {
-                values[plane][8 * quad + at] = eight[at];
-            }
-        }
-    }
-    values
-}
-
 /// Adds a row, times a weight, to sums; the first is not added to zero, so that −0 stays what it is.
 #[inline(always)]
 pub fn add<F: Wire>(sums: &mut Values, values: &Values, weight: f32, is_first: bool) {
-    for plane in 0..3 {
-        for at in 0..8 * F::QUADS {
-            let product = values[plane][at] * weight;
-            sums[plane][at] = if is_first { product } else { sums[plane][at] + product };
-        }
-    }
+    unroll!(PLANE in 3 {
+        unroll!(AT in 16 {
+            if AT < 8 * F::QUADS {
+                let product = values[PLANE][AT] * weight;
+                sums[PLANE][AT] = if is_first { product } else { sums[PLANE][AT] + product };
+            }
+        });
+    });
 }

@@ -7,6 +7,7 @@ use crate::low_latency::batch::{Step, Waited, share};
 use crate::low_latency::format::{Bf16, E4m3};
 use crate::low_latency::layout::{Element, NO_ROW, Shape, TILE_CELLS, summary};
 use crate::low_latency::packet::{self, Filled, Peek, Tile};
+use crate::unroll::unroll;
 use crate::wire::{Failure, Phase, Report};
 
 /// Bytes of a block's dynamic shared memory: every source's summary, in which counts become first rows.
@@ -66,6 +67,7 @@ struct Receiver<'a> {
 
 impl Receiver<'_> {
     /// Waits for every source's summary; false, and a report, if one does not come.
+    #[inline(always)]
     unsafe fn summaries(&self) -> bool {
         let batch = &self.args.batch;
         let shape = &batch.shape;
@@ -96,6 +98,7 @@ impl Receiver<'_> {
 
     /// Makes each source's counts the first rows of its tokens. Gives the most tokens that a source has. The first block
     /// tells the user, and keeps what the combine needs.
+    #[inline(always)]
     unsafe fn place(&self) -> u32 {
         let batch = &self.args.batch;
         let (shape, work) = (&batch.shape, &batch.work);
@@ -149,6 +152,7 @@ impl Receiver<'_> {
     }
 
     /// Address of what `source` sends for `token`.
+    #[inline(always)]
     unsafe fn message(&self, source: u32, token: u32) -> mem::Address {
         let batch = &self.args.batch;
         let shape = &batch.shape;
@@ -261,17 +265,18 @@ impl Receiver<'_> {
         let shape = &self.args.batch.shape;
         let cells = shape.dispatched().cells(shape.hidden);
         let to = self.args.out.offset(at as u64 * shape.row_bytes() as u64);
-        for plane in 0..3 {
-            let cell = tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
+        unroll!(PLANE in 3 {
+            let cell = tile * TILE_CELLS + 32 * PLANE as u32 + thread::lane();
             if cell < cells {
-                let word = |at: usize| row.words[at][plane];
+                let word = |at: usize| row.words[at][PLANE];
                 let quad = Quad([word(0), word(1), word(2), word(3)]);
                 // SAFETY: the contract; a cell of a received row is 16 bytes.
                 unsafe { mem::store_quad(to.offset(16 * cell as u64), quad) };
             }
-        }
+        });
     }
 
+    #[inline(always)]
     fn is_packed(&self) -> bool {
         self.args.batch.shape.element == Element::E4m3Ue8m0 as u32
     }
@@ -295,19 +300,20 @@ impl Receiver<'_> {
         let strides = shape.scale_strides();
         let of_expert = expert as u64 * shape.expert_scale_words() as u64;
         let (planes, lanes) = (3 * tile, if self.is_packed() { 1 } else { 4 });
-        for plane in 0..3 {
-            let word = (planes + plane as u32) * lanes + thread::lane();
+        unroll!(PLANE in 3 {
+            let word = (planes + PLANE as u32) * lanes + thread::lane();
             if thread::lane() < lanes && word < shape.scale_words() {
                 let at = of_expert + strides.place(row, word);
                 // SAFETY: the contract: within the expert's scales.
-                unsafe { mem::store_u32(self.args.out_scales.offset(4 * at), scales[plane]) };
+                unsafe { mem::store_u32(self.args.out_scales.offset(4 * at), scales[PLANE]) };
             }
-        }
+        });
     }
 
     /// Makes the message void whose turn it is, if its source has not sent it, so that none gets as old as tags are
     /// unique. Its source may write it again once [`Batch::begin`](crate::low_latency::batch::Batch::begin) has told it of
     /// this epoch.
+    #[inline(always)]
     unsafe fn void_one(&self) {
         let shape = &self.args.batch.shape;
         if thread::block_index() + 1 != thread::grid_size() || thread::warp_index() + 1 != thread::warps() {

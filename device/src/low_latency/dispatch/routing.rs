@@ -5,6 +5,7 @@ use super::DispatchArgs;
 use crate::gpu::{block, mem, shared, thread, warp};
 use crate::low_latency::layout::{NO_ROW, Shape, summary};
 use crate::low_latency::packet;
+use crate::unroll::unroll;
 use crate::wire::{Failure, Phase, Report};
 
 /// Offsets in a block's dynamic shared memory, from its base.
@@ -73,7 +74,14 @@ impl<'a> Routing<'a> {
             let fits = counted <= shape.tokens;
             if !fits && thread::block_index() == 0 && block::is_first_thread() {
                 let limit = shape.tokens.into();
-                batch.fail(Report::new(Failure::Tokens, Phase::None, batch.rank, epoch, limit, counted.into()));
+                batch.fail(Report::new(
+                    Failure::Tokens,
+                    Phase::None,
+                    batch.rank,
+                    epoch,
+                    limit,
+                    counted.into(),
+                ));
             }
             let tokens = if fits { counted } else { 0 };
             let mut valid = fits;
@@ -91,11 +99,7 @@ impl<'a> Routing<'a> {
                         expert.into(),
                     );
                     let topk = shape.topk.max(1);
-                    batch.fail(Report {
-                        token: (slot / topk).into(),
-                        slot: (slot % topk).into(),
-                        ..report
-                    });
+                    batch.fail(Report { token: (slot / topk).into(), slot: (slot % topk).into(), ..report });
                 }
             }
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
@@ -185,6 +189,7 @@ impl<'a> Routing<'a> {
     }
 
     /// The expert of a slot if no earlier slot of its token names it.
+    #[inline(always)]
     unsafe fn first(&self, slot: u32) -> u32 {
         let shape = &self.args.batch.shape;
         let at = |slot: u32| self.shared.experts + 4 * slot;
@@ -200,6 +205,7 @@ impl<'a> Routing<'a> {
     }
 
     /// For each slot of the block's tokens, how many earlier tokens name its expert. Warps share the earlier tokens.
+    #[inline(always)]
     unsafe fn count_places(&self, own: u32) {
         let topk = self.args.batch.shape.topk;
         for index in 0..own {
@@ -215,9 +221,9 @@ impl<'a> Routing<'a> {
                 let mut named = 0;
                 for quad in thread::warp_strided(earlier.div_ceil(4)) {
                     let mem::Quad(firsts) = shared::load_quad(self.shared.firsts + 16 * quad);
-                    for (at, first) in firsts.into_iter().enumerate() {
-                        named += (first == expert && 4 * quad + (at as u32) < earlier) as u32;
-                    }
+                    unroll!(AT in 4 {
+                        named += (firsts[AT] == expert && 4 * quad + (AT as u32) < earlier) as u32;
+                    });
                 }
                 if named > 0 && expert != NO_ROW {
                     shared::add_u32(self.shared.places + 4 * (index * topk + thread::lane()), named);
@@ -226,6 +232,7 @@ impl<'a> Routing<'a> {
         }
     }
 
+    #[inline(always)]
     unsafe fn clear_summary(&self) {
         for word in thread::strided(3 * self.args.batch.shape.summary_packets()) {
             // SAFETY: a word of the summary.
@@ -234,6 +241,7 @@ impl<'a> Routing<'a> {
     }
 
     /// Adds up what `peer` is told.
+    #[inline(always)]
     unsafe fn count_summary(&self, peer: u32) {
         let shape = &self.args.batch.shape;
         let (mine, bits) = (shape.experts_per_rank(), summary::TOKENS_THERE);
@@ -264,6 +272,7 @@ impl<'a> Routing<'a> {
     }
 
     /// Sends `peer` its summary.
+    #[inline(always)]
     unsafe fn tell_summary(&self, peer: u32) {
         let batch = &self.args.batch;
         let packets = batch.shape.summary_packets();
@@ -280,6 +289,7 @@ impl<'a> Routing<'a> {
 
     /// Begins the messages of one of the block's tokens, a packet for each slot: expert there and place among the rank's
     /// rows for it, or [`NO_ROW`]; weight; how many ranks below the token goes to. A warp.
+    #[inline(always)]
     unsafe fn tell_message(&self, index: u32, first_weight: u32) {
         let batch = &self.args.batch;
         let shape = &batch.shape;
@@ -314,6 +324,7 @@ impl<'a> Routing<'a> {
     ///
     /// # Safety
     /// The contract of [`DispatchArgs`], and the array has room for `token`.
+    #[inline(always)]
     pub unsafe fn weight(&self, token: u32) -> u32 {
         // SAFETY: the caller's promise.
         unsafe { weight(self.args, token) }

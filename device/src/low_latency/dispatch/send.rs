@@ -2,15 +2,13 @@
 
 use super::DispatchArgs;
 use super::routing::{self, Routing};
-use crate::gpu::mem::{self, Quad};
+use crate::gpu::mem;
 use crate::gpu::{clock, thread, warp};
 use crate::low_latency::batch::{Step, share};
-use crate::low_latency::format::{self, Bf16, E4m3, Scaling, unpack};
+use crate::low_latency::format::{self, Bf16, E4m3, Quads, Scaling};
 use crate::low_latency::layout::{Element, TILE_CELLS};
 use crate::low_latency::packet::{self, Filled, Tile};
-
-/// A lane's quads of bf16 in a tile, by plane: the second ones where cells have 16 channels.
-type Quads = [[Quad; 2]; 3];
+use crate::unroll::unroll;
 
 /// A format of dispatched rows.
 trait Outgoing: Filled {
@@ -26,11 +24,11 @@ impl Outgoing for Bf16 {
     #[inline(always)]
     fn tile(_: &DispatchArgs, quads: &Quads, _: u32) -> Tile {
         let mut tile = Tile::ZERO;
-        for plane in 0..3 {
-            for word in 0..4 {
-                tile.words[word][plane] = quads[plane][0].0[word];
-            }
-        }
+        unroll!(PLANE in 3 {
+            unroll!(WORD in 4 {
+                tile.words[WORD][PLANE] = quads[PLANE][0].0[WORD];
+            });
+        });
         tile
     }
 }
@@ -48,16 +46,7 @@ impl Outgoing for E4m3 {
         } else {
             Scaling::Ue8m0
         };
-        let mut values = [[0.0; 16]; 3];
-        for plane in 0..3 {
-            for quad in 0..2 {
-                let eight = unpack(quads[plane][quad]);
-                for at in 0..8 {
-                    values[plane][8 * quad + at] = eight[at];
-                }
-            }
-        }
-        format::quantize(&values, scaling, cells)
+        format::quantize(&format::values::<E4m3>(quads), scaling, cells)
     }
 }
 
@@ -68,9 +57,7 @@ impl Outgoing for E4m3 {
 #[inline(always)]
 pub unsafe fn send(args: &DispatchArgs) {
     // SAFETY: the caller's promise.
-    unsafe {
-        if args.batch.shape.quantized() { send_as::<E4m3>(args) } else { send_as::<Bf16>(args) }
-    }
+    unsafe { if args.batch.shape.quantized() { send_as::<E4m3>(args) } else { send_as::<Bf16>(args) } }
 }
 
 #[inline(always)]
@@ -88,7 +75,7 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
         let mut item = items.next();
         let mut quads = match item {
             Some(item) => load::<F>(args, item / tiles, item % tiles, cells),
-            None => [[Quad::default(); 2]; 3],
+            None => format::ZEROS,
         };
         let told = thread::block_index() + thread::warp_index() * thread::grid_size();
         let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
@@ -128,16 +115,18 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
 #[inline(always)]
 unsafe fn load<F: Outgoing>(args: &DispatchArgs, token: u32, tile: u32, cells: u32) -> Quads {
     let row = args.x.offset(token as u64 * 2 * args.batch.shape.hidden as u64);
-    let mut quads = [[Quad::default(); 2]; 3];
-    for plane in 0..3 {
-        let cell = tile * TILE_CELLS + 32 * plane as u32 + thread::lane();
+    let mut quads = format::ZEROS;
+    unroll!(PLANE in 3 {
+        let cell = tile * TILE_CELLS + 32 * PLANE as u32 + thread::lane();
         if cell < cells {
-            for quad in 0..F::QUADS {
-                let at = (cell as usize * F::QUADS + quad) as u64;
-                // SAFETY: within the row, whose hidden is a multiple of a cell's channels.
-                quads[plane][quad] = unsafe { mem::load_quad(row.offset(16 * at)) };
-            }
+            unroll!(QUAD in 2 {
+                if QUAD < F::QUADS {
+                    let at = (cell as usize * F::QUADS + QUAD) as u64;
+                    // SAFETY: within the row, whose hidden is a multiple of a cell's channels.
+                    quads[PLANE][QUAD] = unsafe { mem::load_quad(row.offset(16 * at)) };
+                }
+            });
         }
-    }
+    });
     quads
 }
