@@ -39,6 +39,7 @@ mod expert_major;
 mod experts;
 mod format;
 mod gate;
+mod low_latency;
 mod placement;
 mod quantize;
 mod random;
@@ -47,6 +48,7 @@ mod row;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod wire;
 mod workload;
 
 pub use combine::{combine, combine_weights};
@@ -57,8 +59,10 @@ pub use expert_major::{ExpertMajor, expert_major, reduce};
 pub use experts::{EXPERT_FUNCTION, expert_coefficients, experts, experts_by_expert};
 pub use format::{E4M3_MAX, e4m3_to_f32, f32_to_bf16, f32_to_e4m3, ue8m0_to_f32};
 pub use gate::Gate;
+pub use low_latency::{ExpertRows, low_latency_combine, low_latency_dispatch};
 pub use placement::Placement;
 pub use quantize::{AMAX_FLOOR, Quantized, SCALE_GROUP, dequantize, quantize, quantize_ue8m0};
 pub use router::Router;
 pub use tensor::{Received, Routing, Side, TokenBatch};
+pub use wire::through_the_wire;
 pub use workload::{hidden_states, mask_some};
