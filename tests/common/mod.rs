@@ -1,6 +1,7 @@
 //! One exchange, checked in every part against the CPU reference.
 
 pub mod formats;
+pub mod low_latency;
 pub mod overlap;
 pub mod probe;
 pub mod random;

@@ -49,16 +49,19 @@ kernel!(
     CombineLog10, tokenrail_low_latency_combine_log10, CombineArgs, combine_log10
 );
 
+#[inline(always)]
 unsafe fn combine_bf16(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe { combine::<Bf16, 4>(&args) }
 }
 
+#[inline(always)]
 unsafe fn combine_fp8(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe { combine::<E4m3, 1>(&args) }
 }
 
+#[inline(always)]
 unsafe fn combine_log10(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe { combine::<Log10, 1>(&args) }

@@ -50,6 +50,7 @@ kernel!(
     Dispatch, tokenrail_low_latency_dispatch, DispatchArgs, dispatch
 );
 
+#[inline(always)]
 unsafe fn dispatch(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe {
