@@ -1,12 +1,15 @@
 //! What stands in for a model where a check needs one.
 
-use crate::gpu::{Grid, Stream, View};
+use crate::gpu::{Buffer, Gpu, Grid, Stream, View};
 use crate::{Element, Error, Exchange, Half, Received, ScaleLayout};
+use std::time::Duration;
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
+use tokenrail_device::workload::delay::{Delay, DelayArgs};
 use tokenrail_device::workload::elements::{Elements, Format};
 use tokenrail_device::workload::experts::{Experts, ExpertsArgs};
 use tokenrail_device::workload::experts_by_expert::{ExpertsByExpert, ExpertsByExpertArgs};
+use tokenrail_device::workload::stream::{self, StreamArgs};
 
 /// Applies the experts of [`crate::oracle::experts`] to every received row, on the device, into
 /// [`Received::outputs`]. An engine runs its grouped GEMM in this place.
@@ -110,5 +113,62 @@ pub fn output(half: Half) -> Format {
     match half {
         Half::Bf16 => Format::Bf16,
         Half::F16 => Format::F16,
+    }
+}
+
+/// Kernels that take time: to see what runs beside what.
+pub struct Busy {
+    gpu: Gpu,
+    weights: Buffer,
+    sums: Buffer,
+    zero: Buffer,
+    blocks: u32,
+}
+
+impl Busy {
+    /// Ready to read `bytes` of weights with all multiprocessors.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without enough memory; [`Error::Argument`] for more than 64 GiB.
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self, Error> {
+        if bytes / 16 > u32::MAX as usize {
+            let limit = "at most 64 GiB can be read at once".into();
+            return Err(Error::Argument { argument: "bytes", value: bytes.to_string(), limit });
+        }
+        let blocks = gpu.description().multiprocessors / gpu.description().ranks;
+        let threads = blocks * gpu.description().warps * WARP;
+        Ok(Self {
+            weights: gpu.alloc_zeroed(bytes)?,
+            sums: gpu.alloc(4 * threads as usize)?,
+            zero: gpu.alloc_zeroed(8)?,
+            gpu: gpu.clone(),
+            blocks,
+        })
+    }
+
+    /// Reads all weights.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the launch is refused.
+    pub fn read_weights(&self, stream: &Stream) -> Result<(), Error> {
+        let args = StreamArgs {
+            from: self.weights.address(),
+            quads: (self.weights.view().bytes() / 16) as u32,
+            sums: self.sums.address(),
+        };
+        let grid =
+            Grid { blocks: self.blocks, threads: self.gpu.description().warps * WARP, shared_bytes: 0 };
+        // SAFETY: a word of `sums` for each thread; nobody else has the buffers.
+        unsafe { self.gpu.launch::<stream::Stream>(stream, grid, &args) }
+    }
+
+    /// Lets the stream stand still for a time.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the launch is refused.
+    pub fn pause(&self, stream: &Stream, time: Duration) -> Result<(), Error> {
+        let args = DelayArgs { zero: self.zero.address(), ns: time.as_nanos() as u64 };
+        // SAFETY: the word stays 0.
+        unsafe { self.gpu.launch::<Delay>(stream, Grid { blocks: 1, threads: WARP, shared_bytes: 0 }, &args) }
     }
 }

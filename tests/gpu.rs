@@ -15,7 +15,8 @@ use proptest::test_runner::TestRunner;
 use std::time::Duration;
 use tokenrail::gpu::CudaOptions;
 use tokenrail::{
-    Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, Member, Stream, Transport,
+    Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, LowLatency, Member, Stream,
+    Transport,
 };
 
 /// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
@@ -203,11 +204,50 @@ fn captured_overlapping_and_beside_each_other() {
     on_gpus(common::overlap::check);
 }
 
+#[test]
+fn low_latency_in_any_order() {
+    on_gpus(|backend| {
+        let limits = common::low_latency::Limits { ranks: 4, tokens: 60, sixteens: 450, batches: 5, sms: 16 };
+        let mut runner = TestRunner::deterministic();
+        for _ in 0..number("TOKENRAIL_SOAK", 40).div_ceil(4) {
+            let case = common::low_latency::cases(limits).new_tree(&mut runner).unwrap().current();
+            common::low_latency::check(&case, backend);
+        }
+    });
+}
+
+#[test]
+fn low_latency_of_full_size() {
+    on_gpus(|backend| {
+        for halves in [false, true] {
+            let config = common::low_latency::config(256, 8, 7168, LowLatency::new(128));
+            let case = common::low_latency::Case::new(config, &[&[128, 128], &[128, 1], &[128, 128]]);
+            let order = vec![0, 1, 0, 1, 0, 1, 0, 1];
+            common::low_latency::check(&common::low_latency::Case { halves, order, ..case }, backend);
+        }
+    });
+}
+
+/// As many replays as TOKENRAIL_REPLAYS says.
+#[test]
+fn low_latency_graphs_and_late_ranks() {
+    on_gpus(|backend| {
+        common::low_latency::replays(backend, number("TOKENRAIL_REPLAYS", 500));
+        common::low_latency::late_rank(backend);
+    });
+}
+
+/// What the environment says, or a default.
+fn number(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable} = {text}: must be a number"))
+    })
+}
+
 /// Random cases until so many exchanges were checked: 200, or what TOKENRAIL_SOAK says.
 #[test]
 fn soak() {
-    let wanted: usize =
-        std::env::var("TOKENRAIL_SOAK").map_or(200, |text| text.parse().expect("TOKENRAIL_SOAK is a number"));
+    let wanted = number("TOKENRAIL_SOAK", 200);
     on_gpus(|backend| {
         let limits = Limits { ranks: 4, tokens: 300, eights: 200, rounds: 25, sms: 24 };
         let mut runner = TestRunner::deterministic();

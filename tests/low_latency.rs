@@ -70,6 +70,16 @@ fn scales_for_grouped_gemms() {
     }
 }
 
+#[test]
+fn graphs_are_replayed_with_other_tokens() {
+    (0..2).for_each(|seed| common::low_latency::replays(&Backend::emulator(seed), 9));
+}
+
+#[test]
+fn a_late_rank_costs_time_alone() {
+    (0..3).for_each(|seed| common::low_latency::late_rank(&Backend::emulator(seed)));
+}
+
 /// What the emulator does in a moment.
 const SMALL: Limits = Limits { ranks: 4, tokens: 12, sixteens: 130, batches: 4, sms: 4 };
 

@@ -60,6 +60,11 @@ use tokenrail_device::low_latency::halves;
 use tokenrail_device::low_latency::layout::Shape;
 use tokenrail_device::wire::Report;
 
+/// Most warps of a dispatch's block.
+const DISPATCH_WARPS: u32 = 16;
+/// And of a combine's, whose threads need more registers: they hold parts of several rows.
+const COMBINE_WARPS: u32 = 8;
+
 /// Tokens to dispatch.
 #[derive(Clone, Copy)]
 pub struct Input {
@@ -519,9 +524,9 @@ impl<'a> Calls<'a> {
         }
     }
 
-    fn grid(&self, shared_bytes: u32) -> Grid {
-        let threads = self.exchange.gpu().description().warps * WARP;
-        Grid { blocks: self.sms, threads, shared_bytes }
+    fn grid(&self, warps: u32, shared_bytes: u32) -> Grid {
+        let warps = warps.min(self.exchange.gpu().description().warps);
+        Grid { blocks: self.sms, threads: warps * WARP, shared_bytes }
     }
 
     fn run_dispatch(
@@ -548,7 +553,7 @@ impl<'a> Calls<'a> {
             out: address(rows.map(|rows| rows.x)),
             out_scales: address(rows.and_then(|rows| rows.x_scales)),
         };
-        let grid = self.grid(shared_bytes(&self.plan.shape, self.sms));
+        let grid = self.grid(DISPATCH_WARPS, shared_bytes(&self.plan.shape, self.sms));
         // SAFETY: the arena, the workspace and the report are this exchange's, of the sizes that the layouts say; the
         // arrays were checked; the blocks fit the device at once beside those of the ranks that share it.
         unsafe { self.exchange.gpu().launch::<Dispatch>(stream, grid, &args) }
@@ -570,7 +575,7 @@ impl<'a> Calls<'a> {
             out: address(sums.map(|sums| sums.combined)),
             halves,
         };
-        let grid = self.grid(combine::send::shared_bytes(&self.plan.shape));
+        let grid = self.grid(COMBINE_WARPS, combine::send::shared_bytes(&self.plan.shape));
         let gpu = self.exchange.gpu();
         let format = self.exchange.config.low_latency.as_ref().map(|settings| settings.combine);
         // SAFETY: as in `run_dispatch`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokenrail::gpu::{Plain, View};
 use tokenrail::low_latency::{Batch, CombineHook, DispatchHook, Input, Rows, Sums};
 use tokenrail::oracle::{self, ExpertRows, Placement, TokenBatch};
+use tokenrail::workload::Busy;
 use tokenrail::{
     Backend, Buffer, CombineFormat, Config, DispatchFormat, Exchange, Group, LowLatency, ScaleLayout, Stream,
     Summation, Tokens,
@@ -34,6 +35,8 @@ pub struct Case {
     pub mask_one_in: u64,
     /// What inputs are drawn from.
     pub seed: u64,
+    /// A rank that begins each step late.
+    pub late: Option<u32>,
 }
 
 /// Settings of low-latency calls alone.
@@ -54,6 +57,7 @@ impl Case {
             sms: None,
             mask_one_in: 5,
             seed: 1,
+            late: None,
         }
     }
 
@@ -178,7 +182,9 @@ impl Rank<'_> {
         // To allocate may wait for other ranks' kernels on the same GPU.
         self.meet();
         let depth = self.case.settings().depth as usize;
-        let mut begun = 0;
+        let (mut begun, mut steps) = (0, 0);
+        let busy = Busy::new(self.exchange.gpu(), 0).unwrap();
+        self.meet();
         let finish = (0..work.len()).flat_map(|number| [number; 4]);
         for number in self.case.order.iter().copied().chain(finish) {
             // Batches begin in their order, and when there are buffers.
@@ -190,6 +196,11 @@ impl Rank<'_> {
                     // The buffers are those of the batch before.
                     let done = work[number - depth].stream.record().unwrap();
                     work[number].stream.wait(&done).unwrap();
+                }
+                steps += 1;
+                if self.case.late == Some(self.exchange.rank()) {
+                    let time = Duration::from_micros([300, 0, 20, 1000][steps % 4]);
+                    busy.pause(&work[number].stream, time).unwrap();
                 }
                 self.step(&mut work[number]);
             }
@@ -209,6 +220,13 @@ impl Rank<'_> {
             expected.iter().map(|expected| expected.held[rank][expert].source_rank.len() as u64).sum::<u64>()
         };
         same("statistics", rank, &statistics.expert_rows, &(0..experts).map(received).collect::<Vec<_>>());
+        // A rank that is waited for shows, where peers look for what it sends before it is there.
+        if let Some(late) = self.case.late.filter(|_| !self.case.halves && self.exchange.ranks() > 1) {
+            let waited = |of: &[u64]| of.iter().position(|&ns| ns == *of.iter().max().unwrap());
+            if late != self.exchange.rank() {
+                assert_eq!(waited(&statistics.dispatch_wait_ns), Some(late as usize), "{statistics:?}");
+            }
+        }
         // Memory is given back when all ranks are done.
         self.meet();
     }
@@ -462,6 +480,91 @@ pub fn cases(limits: Limits) -> impl Strategy<Value = Case> {
             sms: Some(sms),
             mask_one_in,
             seed: seed.into(),
+            late: None,
         }
     })
+}
+
+/// Batches of a captured graph, replayed with other tokens, routings and numbers of tokens each time.
+pub fn replays(backend: &Backend, count: usize) {
+    const RANKS: usize = 2;
+    /// Sets of inputs, which come round and round.
+    const SETS: usize = 7;
+    let low_latency = LowLatency { depth: 2, ..LowLatency::new(8) };
+    let mut case = Case::new(config(16, 4, 1040, low_latency), &[]);
+    case.tokens = (0..SETS).map(|set| vec![set + 1, (3 * set) % 9]).collect();
+    case.tokens_on_device = true;
+    let placement = Placement::new(RANKS, 16).unwrap();
+    let expected: Vec<_> = (0..SETS).map(|number| Expected::new(&case, number, &placement)).collect();
+    let members = Group::in_process(RANKS as u32, backend).unwrap();
+    std::thread::scope(|scope| {
+        for member in members {
+            scope.spawn(|| {
+                let exchange = Exchange::new(member, &case.config).unwrap();
+                Rank { case: &case, exchange, kept: Vec::new() }.replay(&expected, count);
+            });
+        }
+    });
+}
+
+impl Rank<'_> {
+    fn replay(mut self, expected: &[Expected], count: usize) {
+        let gpu = self.exchange.gpu().clone();
+        let stream = gpu.stream().unwrap();
+        // What the graph works on, and what is copied there before each replay.
+        let works: Vec<_> = expected.iter().map(|expected| self.prepare(expected, &stream)).collect();
+        let fixed = [self.prepare(&expected[0], &stream), self.prepare(&expected[0], &stream)];
+        let device = |tokens: Tokens| match tokens {
+            Tokens::Device(view) => view,
+            Tokens::Host(_) => panic!("the count is on the device"),
+        };
+        let parts = |work: &Work| {
+            let input = &work.input;
+            [input.x, input.topk_idx, input.topk_weights.unwrap(), device(input.tokens), work.y]
+        };
+        stream.synchronize().unwrap();
+        self.meet();
+        // Two batches whose halves interlock; the second one's dispatch is whole.
+        let ((), graph) = stream
+            .capture(|| {
+                let mut calls = self.exchange.low_latency()?;
+                let [a, b] = &fixed;
+                let hook = calls.dispatch_send(&stream, &a.input)?;
+                let second = calls.dispatch(&stream, &b.input, &b.rows)?;
+                let first = calls.dispatch_receive(&stream, &hook, &a.rows)?;
+                let hook = calls.combine_send(&stream, &first, a.y)?;
+                calls.combine(&stream, &second, b.y, &b.sums)?;
+                calls.combine_receive(&stream, &hook, &a.sums)
+            })
+            .unwrap();
+        let rank = self.exchange.rank() as usize;
+        for replay in 0..count {
+            let sets = [2 * replay % expected.len(), (2 * replay + 1) % expected.len()];
+            for (set, fixed) in sets.into_iter().zip(&fixed) {
+                for (from, to) in parts(&works[set]).into_iter().zip(parts(fixed)) {
+                    gpu.copy(&stream, from, to, from.bytes()).unwrap();
+                }
+                gpu.fill(&stream, fixed.sums.combined, POISON).unwrap();
+            }
+            graph.launch(&stream).unwrap();
+            for (set, fixed) in sets.into_iter().zip(&fixed) {
+                let wanted = &expected[set].combined[rank];
+                let found: Vec<u16> = gpu.download(&stream, fixed.sums.combined, wanted.len()).unwrap();
+                same(&format!("combined of set {set} in replay {replay}"), rank, &found, wanted);
+            }
+        }
+        self.exchange.finish(&stream).unwrap();
+        self.meet();
+    }
+}
+
+/// One rank begins every step late, by more and less: nothing but time is lost.
+pub fn late_rank(backend: &Backend) {
+    let low_latency = LowLatency { depth: 2, ..LowLatency::new(8) };
+    let tokens: &[&[usize]] = &[&[8, 3, 5], &[0, 8, 8], &[4, 0, 1], &[8, 8, 8], &[2, 7, 0]];
+    let mut case = Case::new(config(12, 3, 528, low_latency), tokens);
+    case.order = vec![0, 1, 1, 0, 0, 1, 0, 1, 2, 3, 2, 3, 3, 3, 4, 2, 2, 4];
+    for (late, halves) in [(0, true), (1, false), (2, true)] {
+        check(&Case { halves, late: Some(late), ..case.clone() }, backend);
+    }
 }

@@ -2,7 +2,9 @@
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 pub mod copy;
+pub mod delay;
 pub mod elements;
 pub mod experts;
 pub mod experts_by_expert;
 pub mod probe;
+pub mod stream;
