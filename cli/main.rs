@@ -7,6 +7,7 @@ mod compare;
 mod dump;
 mod info;
 mod input;
+mod latency;
 mod measure;
 mod meet;
 mod progress;
@@ -46,6 +47,14 @@ enum Command {
     /// is combined is compared with the CPU reference. Ends with status 1 if a row differs or a rank fails.
     #[command(args_override_self = true)]
     Sweep(Box<sweep::args::SweepArgs>),
+    /// Time low-latency calls over numbers of tokens and multiprocessors: whole, in halves, and from a graph
+    ///
+    /// Each time is of the slowest rank. `dispatch` and `combine` are whole calls, `both` and `graph` a batch's share of
+    /// many launched one by one, or replayed; `send`, `receive`, `send back` and `sum` are the halves, with all that they
+    /// need there; `launch` is a kernel that does nothing; `weights` is a kernel that reads memory, alone and beside what
+    /// is on its way. All have the launch in them. What is combined is compared with the CPU reference.
+    #[command(args_override_self = true)]
+    Latency(Box<latency::args::LatencyArgs>),
     /// Try numbers of multiprocessors, and write the fewest that come within 2 % of the best to a file
     ///
     /// `run` and `sweep` take the file as --tuning; a program loads it with `Tuning::load`.
@@ -59,6 +68,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Sweep(args) => sweep::sweep(&args),
+        Command::Latency(args) => latency::latency(&args),
         Command::Tune(args) => tune::tune(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));

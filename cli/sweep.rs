@@ -5,7 +5,7 @@ mod rank;
 mod row;
 mod sample;
 
-pub use row::{Results, Row};
+pub use row::{Results, Row, Spread};
 
 use crate::choices::{ElementName, GateName};
 use crate::measure::{Repetitions, Times, copy_pieces};
@@ -54,8 +54,11 @@ pub fn verdict(sweep: &Sweep, well: bool) -> bool {
     well
 }
 
-/// All of it, in one piece or not at all.
-fn write(path: &Path, results: &Results) -> Result<(), Box<dyn Error>> {
+/// Writes all of it, in one piece or not at all.
+///
+/// # Errors
+/// A path that cannot be written.
+pub fn write(path: &Path, results: &impl serde::Serialize) -> Result<(), Box<dyn Error>> {
     let named = |error: &dyn std::fmt::Display| format!("--json: {}: {error}", path.display());
     let text = serde_json::to_string_pretty(results).map_err(|error| named(&error))?;
     let mut name = path.file_name().unwrap_or_default().to_owned();

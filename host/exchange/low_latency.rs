@@ -294,6 +294,11 @@ impl<'a> Calls<'a> {
         Ok(Self { sms, ..self })
     }
 
+    /// Multiprocessors of a kernel.
+    pub fn sms(&self) -> u32 {
+        self.sms
+    }
+
     /// Sends every token's row to its experts, and receives this rank's.
     ///
     /// # Errors

@@ -336,6 +336,15 @@ impl View {
         Self { address: Address::NULL, bytes: 0 }
     }
 
+    /// `bytes` of it from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it ends before.
+    pub fn part(self, offset: usize, bytes: usize) -> Result<Self, Error> {
+        self.holds("part of a view", offset.saturating_add(bytes))?;
+        Ok(Self { address: self.address.offset(offset as u64), bytes })
+    }
+
     /// Address on the device.
     pub fn address(self) -> u64 {
         self.address.0
