@@ -34,6 +34,8 @@ pub const PARTS: [&str; 12] = [
 const ROW: u32 = 20;
 /// Batches after which the host waits: fewer launches than a driver queues, as ranks on one GPU wait for each other.
 const QUEUED: u32 = 16;
+/// Longer than it takes to launch as many: what is timed is not to wait for launches.
+const HEAD_START: Duration = Duration::from_millis(1);
 /// Longer than anything is on its way.
 const PAUSE: Duration = Duration::from_micros(60);
 /// Elements after which what stands for the experts' outputs repeats: not a multiple of rows.
@@ -227,6 +229,14 @@ impl Cell<'_> {
         Ok([sent, received, sent_back, step()?])
     }
 
+    /// Lets the stream stand still while so many repetitions are launched.
+    fn head_start(&self, iteration: u32) -> Result<(), Error> {
+        if iteration.is_multiple_of(QUEUED) {
+            self.memory.busy.pause(&self.memory.stream, HEAD_START)?;
+        }
+        Ok(())
+    }
+
     fn capture(&mut self) -> Result<Graph, Error> {
         // The first use of a kernel may load it, which is not for a capture.
         for _ in 0..2 {
@@ -247,6 +257,7 @@ impl Cell<'_> {
         // Whole calls.
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
+            self.head_start(iteration)?;
             let begin = stream.record()?;
             let between = self.batch(|| stream.record())?;
             events.push([begin, between, stream.record()?]);
@@ -261,11 +272,13 @@ impl Cell<'_> {
         }
         // Several in a row, launched and replayed.
         for _ in 0..iterations.div_ceil(ROW) + 1 {
+            memory.busy.pause(stream, HEAD_START)?;
             let begin = stream.record()?;
             (0..ROW).try_for_each(|_| self.batch(|| Ok(())))?;
             let end = stream.record()?;
             stream.synchronize()?;
             times[2].push(micros(&begin, &end)? / f64::from(ROW));
+            memory.busy.pause(stream, HEAD_START)?;
             let begin = stream.record()?;
             graph.launch(stream)?;
             let end = stream.record()?;
@@ -278,6 +291,7 @@ impl Cell<'_> {
         // Halves, each with all that it needs there.
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
+            self.head_start(iteration)?;
             memory.busy.pause(stream, PAUSE)?;
             let begin = stream.record()?;
             let steps = self.halves(|| {
@@ -300,6 +314,7 @@ impl Cell<'_> {
         // Nothing, weights alone, and weights beside what is on its way.
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
+            self.head_start(iteration)?;
             let begin = stream.record()?;
             memory.busy.pause(stream, Duration::ZERO)?;
             let launched = stream.record()?;

@@ -60,8 +60,8 @@ pub struct LowLatency {
     pub combine: CombineFormat,
     /// Who applies weights.
     pub summation: Summation,
-    /// Streaming multiprocessors that a kernel occupies, unless a call says otherwise. `None`: as many as there are for a
-    /// rank, up to `max_sms`.
+    /// Streaming multiprocessors that a kernel occupies, unless a call says otherwise. `None`: so many that a rank has them
+    /// for all batches at once, up to `max_sms`; 2 on the emulator.
     pub sms: Option<u32>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A **batch** is a dispatch and the combine of what it brought. [`Config::low_latency`](crate::Config::low_latency) says
 //! how many may be under way; they take turns with so many sets of buffers, and different ones run in any order, on any
-//! streams. Within a batch each call comes after the one before it, on one stream or on several that wait for each other's
+//! streams, as long as all kernels that may wait at the same time have their multiprocessors. Within a batch each call comes after the one before it, on one stream or on several that wait for each other's
 //! events. All ranks make the same calls of a batch.
 //!
 //! A half that sends ends by itself, whatever peers do; what is on its way needs no multiprocessor until the other half
@@ -226,9 +226,9 @@ impl Buffers {
 pub(super) fn sms(config: &Config, plan: &Plan, device: &Description) -> Result<u32, Error> {
     let (Some(low_latency), Some(plan)) = (&config.low_latency, &plan.batches) else { return Ok(0) };
     let most = device.multiprocessors / device.ranks;
-    // The emulator is slower the more blocks there are.
-    let default = if device.capability == 0 { device.default_sms } else { most };
-    let sms = low_latency.sms.unwrap_or(default.min(config.max_sms));
+    // Batches on streams of their own may all wait at the same time. The emulator is slower the more blocks there are.
+    let default = if device.capability == 0 { device.default_sms } else { most / low_latency.depth };
+    let sms = low_latency.sms.unwrap_or(default.clamp(1, config.max_sms));
     let refuse = |field, value: String, limit| Err(Error::Config { field, value, limit });
     if sms > most {
         let limit = format!("{} has {} for {} ranks", device.name, device.multiprocessors, device.ranks);
@@ -522,6 +522,7 @@ impl<'a> Calls<'a> {
             arena: self.plan.arena,
             work: self.plan.work,
             workspace: exchange.workspace.address().offset(exchange.plan.batch_work_offset(index)),
+            own: exchange.arena.own().address().offset(exchange.plan.batch_arena_offset(index)),
             report: exchange.batches[index as usize].report.address(),
             timeout_ns: exchange.config.timeout.as_nanos() as u64,
             blocks: exchange.config.max_sms,

@@ -1,11 +1,11 @@
 //! What all kernels of a batch have in common: its epochs, what peers are told, statistics.
 //!
 //! No kernel has its blocks meet. Each block counts epochs for itself, and what the last to finish would do, the next
-//! kernel of the batch does as it begins: [`Batch::begin`].
+//! kernel of the batch does as it begins: [`Batch::acknowledge`].
 
 use super::layout::{ArenaLayout, Shape, WorkspaceLayout};
 use crate::gpu::mem::{self, Address};
-use crate::gpu::{block, thread};
+use crate::gpu::{block, shared, thread};
 use crate::wire::{Failure, Phase, Report, write_report};
 
 /// What a batch counts.
@@ -52,6 +52,8 @@ pub struct Batch {
     pub work: WorkspaceLayout,
     /// This batch's workspace.
     pub workspace: Address,
+    /// This batch's part of this rank's own arena.
+    pub own: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
     /// How long any one wait may take, in nanoseconds.
@@ -77,16 +79,6 @@ impl Batch {
     pub unsafe fn peer(&self, rank: u32) -> Address {
         // SAFETY: the peers table has an entry for every rank.
         Address(unsafe { mem::load_u64(self.work(self.work.peers).long(rank)) })
-    }
-
-    /// Address of this rank's own arena.
-    ///
-    /// # Safety
-    /// See [`Batch::peer`].
-    #[inline(always)]
-    pub unsafe fn own(&self) -> Address {
-        // SAFETY: `rank` is one of the ranks.
-        unsafe { self.peer(self.rank) }
     }
 
     #[inline(always)]
@@ -125,30 +117,50 @@ impl Batch {
         }
     }
 
-    /// Does what the batch's earlier kernels left to do: tells every peer what was read of what it sent, and adds up
-    /// how long it was waited for. By the first block, ahead of a barrier.
+    /// Tells every peer what this batch's earlier kernels have read of what it sent. By the last warp of the first block,
+    /// before anything is waited for; the others need not wait for it.
     ///
     /// # Safety
     /// See [`Batch::peer`].
     #[inline(always)]
-    pub unsafe fn begin(&self) {
-        if thread::block_index() != 0 {
+    pub unsafe fn acknowledge(&self) {
+        if thread::block_index() != 0 || thread::warp_index() + 1 != thread::warps() {
             return;
         }
-        // SAFETY: kernels of the batch run one after the other, so that the first block's counts are all blocks'; this
-        // kernel measures its waits under the other parity.
+        // SAFETY: kernels of the batch run one after the other, so that the first block's counts are all blocks'.
         unsafe {
             let dispatched = mem::load_u64(self.epochs(Step::DispatchReceived));
             let combined = mem::load_u64(self.epochs(Step::CombineReceived));
-            for peer in thread::strided(self.shape.ranks) {
+            // Partner: the wait for dispatch_read or combine_read in `may_send`, on the peer (acquire, sys). What it
+            // releases, for both stores: the reads of an earlier kernel, which stream order puts before this one.
+            mem::fence_acq_rel_sys();
+            for peer in thread::lane_strided(self.shape.ranks) {
                 let there = self.peer(peer);
-                // Partner: the wait for dispatch_read or combine_read in `may_send`, on `peer` (acquire, sys). What it
-                // releases: the reads of an earlier kernel, which stream order puts before this one.
-                mem::store_release_sys_u64(
+                mem::store_relaxed_sys_u64(
                     there.offset(self.arena.dispatch_read).long(self.rank),
                     dispatched,
                 );
-                mem::store_release_sys_u64(there.offset(self.arena.combine_read).long(self.rank), combined);
+                mem::store_relaxed_sys_u64(there.offset(self.arena.combine_read).long(self.rank), combined);
+            }
+        }
+    }
+
+    /// Adds up how long the batch's earlier kernels have waited. By the last warp of the last block, before a barrier that
+    /// no epoch is counted ahead of.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    #[inline(always)]
+    pub unsafe fn add_up_waits(&self) {
+        let is_last = thread::block_index() + 1 == thread::grid_size();
+        if !is_last || thread::warp_index() + 1 != thread::warps() {
+            return;
+        }
+        // SAFETY: kernels of the batch run one after the other, and this one measures its waits under the other parity.
+        unsafe {
+            let dispatched = self.next(Step::DispatchReceived) - 1;
+            let combined = self.next(Step::CombineReceived) - 1;
+            for peer in thread::lane_strided(self.shape.ranks) {
                 self.add_up(Waited::Dispatch, dispatched, peer);
                 self.add_up(Waited::Combine, combined, peer);
             }
@@ -165,7 +177,7 @@ impl Batch {
     unsafe fn add_up(&self, what: Waited, epoch: u64, source: u32) {
         let sum = self.work(self.work.waits).long(what as u32 * self.shape.ranks + source);
         let last = self.waited(what, epoch, source);
-        // SAFETY: see `begin`.
+        // SAFETY: see `add_up_waits`.
         unsafe {
             let waited = mem::load_u32(last);
             if waited != 0 {
@@ -198,8 +210,8 @@ impl Batch {
         // SAFETY: `read` is the offset of a region with a count for every rank.
         unsafe {
             for peer in thread::strided(self.shape.ranks) {
-                // Partner: `begin` on `peer` (release, sys).
-                let flag = self.own().offset(read).long(peer);
+                // Partner: `acknowledge` on `peer` (fence, then relaxed, sys).
+                let flag = self.own.offset(read).long(peer);
                 if let Err(seen) = mem::wait_at_least_acquire_sys(flag, epoch - 1, deadline_ns) {
                     self.late(Phase::Read, peer, epoch, epoch - 1, seen);
                     may = false;
@@ -227,6 +239,40 @@ impl Batch {
     pub unsafe fn fail(&self, report: Report) {
         // SAFETY: the claim word and the report are where the contract says.
         unsafe { write_report(self.work(self.work.report_claim), self.report, report) };
+    }
+}
+
+/// Addresses of peers' arenas in shared memory, where they are at hand.
+#[derive(Clone, Copy)]
+pub struct Peers(u32);
+
+impl Peers {
+    /// Bytes that they take.
+    pub const fn bytes(shape: &Shape) -> u32 {
+        8 * shape.ranks
+    }
+
+    /// Brings them to `at`, aligned to 8 bytes, for use behind the next barrier. By the whole block.
+    ///
+    /// # Safety
+    /// [`Batch`]'s contract; the block's shared memory has room.
+    #[inline(always)]
+    pub unsafe fn load(batch: &Batch, at: u32) -> Self {
+        for peer in thread::strided(batch.shape.ranks) {
+            // SAFETY: the caller's promise.
+            unsafe { shared::store_u64(at + 8 * peer, batch.peer(peer).0) };
+        }
+        Self(at)
+    }
+
+    /// Address of `rank`'s arena.
+    ///
+    /// # Safety
+    /// A barrier came after [`Peers::load`], and there is such a rank.
+    #[inline(always)]
+    pub unsafe fn of(self, rank: u32) -> Address {
+        // SAFETY: the caller's promise.
+        Address(unsafe { shared::load_u64(self.0 + 8 * rank) })
     }
 }
 

@@ -113,6 +113,7 @@ pub unsafe fn write_tile<F: Filled>(to: Address, cells: u32, tile: &Tile, tag: u
 }
 
 /// What is there of a tile, arrived or not.
+#[derive(Clone, Copy)]
 pub struct Peek {
     packets: [Quad; 5],
     groups: Quad,

@@ -89,7 +89,18 @@ impl Receiver<'_> {
         let cells = shape.combined().cells(shape.hidden) - tile * TILE_CELLS;
         // SAFETY: the contract. Partner of the packets: `Row::write`, on the ranks that the token went to.
         unsafe {
-            let region = batch.own().offset(batch.arena.parts);
+            let region = batch.own.offset(batch.arena.parts);
+            // Several are looked at before the first is waited for, and the first ones before it is known how many there
+            // are: by rank, they lie side by side.
+            let mut ahead = [const { Peek::NOTHING }; AHEAD];
+            if shape.by_slot == 0 {
+                unroll!(INDEX in 4 {
+                    if INDEX < AHEAD && (INDEX as u32) < shape.parts() {
+                        ahead[INDEX % AHEAD] =
+                            Peek::at::<F>(at(shape, region, token, INDEX as u32, tile), cells);
+                    }
+                });
+            }
             let parts = self.parts(token);
             let place = |index: u32| {
                 let part = if shape.by_slot != 0 { parts.lane(index) } else { index };
@@ -98,14 +109,14 @@ impl Receiver<'_> {
             let mut sums = [[0.0; 16]; 3];
             let mut next = 0;
             while next < parts.count {
-                // Several are looked at before the first is waited for.
-                let mut ahead = [const { Peek::NOTHING }; AHEAD];
-                unroll!(INDEX in 4 {
-                    let index = next + INDEX as u32;
-                    if INDEX < AHEAD && index < parts.count {
-                        ahead[INDEX % AHEAD] = Peek::at::<F>(place(index), cells);
-                    }
-                });
+                if next > 0 || shape.by_slot != 0 {
+                    unroll!(INDEX in 4 {
+                        let index = next + INDEX as u32;
+                        if INDEX < AHEAD && index < parts.count {
+                            ahead[INDEX % AHEAD] = Peek::at::<F>(place(index), cells);
+                        }
+                    });
+                }
                 unroll!(INDEX in 4 {
                     let index = next + INDEX as u32;
                     if INDEX < AHEAD && index < parts.count {
@@ -187,7 +198,7 @@ impl Receiver<'_> {
                 sent = warp::ballot(warp::ALL, parts.order != u32::MAX && number == part) != 0;
             }
             if !sent && token < shape.tokens {
-                let region = batch.own().offset(batch.arena.parts);
+                let region = batch.own.offset(batch.arena.parts);
                 packet::void(at(shape, region, token, part, 0), shape.part_packets());
             }
         }

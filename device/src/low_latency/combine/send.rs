@@ -3,15 +3,15 @@
 use super::CombineArgs;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, shared, thread, warp};
-use crate::low_latency::batch::{Step, share};
+use crate::low_latency::batch::{Peers, Step, share};
 use crate::low_latency::format::{Quads, Values, Wire, ZEROS, values};
 use crate::low_latency::layout::{NO_ROW, Shape, TILE_CELLS};
 use crate::low_latency::packet;
 use crate::unroll::unroll;
 
-/// Bytes of a block's dynamic shared memory: for each source its tokens, and a bit for each that came here.
+/// Bytes of a block's dynamic shared memory: [`Peers`].
 pub const fn shared_bytes(shape: &Shape) -> u32 {
-    4 * shape.ranks * (1 + shape.token_bits())
+    Peers::bytes(shape)
 }
 
 /// Sends back what this rank's experts have made.
@@ -21,42 +21,81 @@ pub const fn shared_bytes(shape: &Shape) -> u32 {
 #[inline(always)]
 pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
     let batch = &args.batch;
-    let (shape, work) = (&batch.shape, &batch.work);
+    let shape = &batch.shape;
     let tiles = shape.combined().tiles(shape.hidden).max(1);
-    let source_words = 1 + shape.token_bits();
-    let told = |source: u32, word: u32| shared::base() + 4 * (source * source_words + word);
     // SAFETY: the contract; all lanes of a warp take the same way.
     unsafe {
         let epoch = batch.next(Step::CombineSent);
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
-        batch.begin();
-        for word in thread::strided(shape.ranks * source_words) {
-            shared::store_u32(told(0, word), mem::load_u32(batch.work(work.sources).word(word)));
+        let peers = Peers::load(batch, shared::base());
+        batch.acknowledge();
+        batch.add_up_waits();
+        let most = most_tokens(args).max(1);
+        let mut items = share(shape.ranks * most * tiles);
+        let row = |item: u32| {
+            let (message, tile) = (item / tiles, item % tiles);
+            let (source, token) = (message / most, message % most);
+            Row { args, peers, source, token, tile, tag: packet::tag(epoch) }
+        };
+        // What the first one comes to is known before peers are ready for it.
+        let mut sums = [[0.0; 16]; 3];
+        let mut first = None;
+        if shape.by_slot == 0 {
+            first = items.next();
+            if let Some(item) = first {
+                sums = row(item).sum::<F, AHEAD>();
+            }
         }
         let ready = batch.may_send(batch.arena.combine_read, epoch, deadline_ns);
         if block::barrier_or(!ready) {
             return;
         }
-        let mut most = 0;
-        for source in 0..shape.ranks {
-            most = most.max(shared::load_u32(told(source, 0)));
+        if let Some(item) = first
+            && row(item).came_here()
+        {
+            row(item).write::<F>(row(item).part(), &sums);
         }
-        for item in share(shape.ranks * most * tiles) {
-            let (message, tile) = (item / tiles, item % tiles);
-            let (source, token) = (message / most.max(1), message % most.max(1));
-            let bits = shared::load_u32(told(source, 1 + token / 32));
-            if bits >> (token % 32) & 1 != 0 {
-                let row = Row { args, source, token, tile, tag: packet::tag(epoch) };
-                row.send::<F, AHEAD>();
+        for item in items {
+            let row = row(item);
+            if !row.came_here() {
+                continue;
+            }
+            if shape.by_slot != 0 {
+                row.write_slots::<F, AHEAD>();
+            } else {
+                let sums = row.sum::<F, AHEAD>();
+                row.write::<F>(row.part(), &sums);
             }
         }
         batch.count(Step::CombineSent, epoch);
     }
 }
 
+/// Word `word` of what the dispatch kept of `source`.
+#[inline(always)]
+unsafe fn kept(args: &CombineArgs, source: u32, word: u32) -> u32 {
+    let batch = &args.batch;
+    let words = 1 + batch.shape.token_bits();
+    // SAFETY: the contract of CombineArgs: the word is one of the source's.
+    unsafe { mem::load_u32(batch.work(batch.work.sources).word(source * words + word)) }
+}
+
+/// The most tokens that a rank has dispatched, on all lanes.
+#[inline(always)]
+unsafe fn most_tokens(args: &CombineArgs) -> u32 {
+    let mut most = 0;
+    for source in thread::lane_strided(args.batch.shape.ranks) {
+        // SAFETY: one of the ranks.
+        most = most.max(unsafe { kept(args, source, 0) });
+    }
+    warp::max_within(thread::WARP, most)
+}
+
 /// A tile of what goes back to a token.
+#[derive(Clone, Copy)]
 struct Row<'a> {
     args: &'a CombineArgs,
+    peers: Peers,
     source: u32,
     token: u32,
     tile: u32,
@@ -64,50 +103,102 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Whether the token came to this rank.
     #[inline(always)]
-    unsafe fn send<F: Wire, const AHEAD: usize>(&self) {
+    unsafe fn came_here(&self) -> bool {
+        // SAFETY: the contract of CombineArgs.
+        let bits = unsafe { kept(self.args, self.source, 1 + self.token / 32) };
+        bits >> (self.token % 32) & 1 != 0
+    }
+
+    #[inline(always)]
+    fn message(&self) -> u32 {
+        self.source * self.args.batch.shape.tokens + self.token
+    }
+
+    /// Which part of what the token gets comes from this rank.
+    #[inline(always)]
+    unsafe fn part(&self) -> u32 {
+        let batch = &self.args.batch;
+        // SAFETY: the contract: that of the dispatch before.
+        unsafe { mem::load_u32(batch.work(batch.work.part).word(self.message())) }
+    }
+
+    /// This lane's slot: the row that its expert had, [`NO_ROW`] for none, and bits of the weight.
+    #[inline(always)]
+    unsafe fn slot(&self) -> (u32, u32) {
         let batch = &self.args.batch;
         let (shape, work) = (&batch.shape, &batch.work);
-        let message = self.source * shape.tokens + self.token;
-        // SAFETY: the contract: rows, weights and parts are those of the dispatch before.
+        if thread::lane() >= shape.topk {
+            return (NO_ROW, 0);
+        }
+        let slot = self.message() * shape.topk + thread::lane();
+        // SAFETY: the contract: those of the dispatch before.
         unsafe {
-            let (mut row, mut weight) = (NO_ROW, 0);
-            if thread::lane() < shape.topk {
-                let slot = message * shape.topk + thread::lane();
-                row = mem::load_u32(batch.work(work.rows).word(slot));
-                weight = mem::load_u32(batch.work(work.weights).word(slot));
+            (
+                mem::load_u32(batch.work(work.rows).word(slot)),
+                mem::load_u32(batch.work(work.weights).word(slot)),
+            )
+        }
+    }
+
+    /// The rows of the slots `slots` that come first, as many as are wanted on their way at once.
+    #[inline(always)]
+    unsafe fn ahead<F: Wire, const AHEAD: usize>(&self, row: u32, slots: u32) -> [Quads; AHEAD] {
+        let mut ahead = [ZEROS; AHEAD];
+        unroll!(INDEX in 4 {
+            let left = without_lowest(slots, INDEX);
+            if INDEX < AHEAD && left != 0 {
+                let row = warp::shuffle(warp::ALL, row, left.trailing_zeros());
+                // SAFETY: the contract.
+                ahead[INDEX % AHEAD] = unsafe { self.load::<F>(row) };
             }
-            let part = mem::load_u32(batch.work(work.part).word(message));
-            let mut slots = warp::ballot(warp::ALL, row != NO_ROW);
-            let mut sums = [[0.0; 16]; 3];
+        });
+        ahead
+    }
+
+    /// The weighted sum of the rows of this rank's experts. Of a token that did not come here it is of no use.
+    #[inline(always)]
+    unsafe fn sum<F: Wire, const AHEAD: usize>(&self) -> Values {
+        let mut sums = [[0.0; 16]; 3];
+        // SAFETY: the contract.
+        unsafe {
+            let came = self.came_here();
+            let (row, weight) = self.slot();
+            let mut slots = warp::ballot(warp::ALL, came && row != NO_ROW);
             let mut is_first = true;
             while slots != 0 {
-                // The rows of several slots are on their way at once.
-                let mut ahead = [ZEROS; AHEAD];
-                unroll!(INDEX in 4 {
-                    let left = without_lowest(slots, INDEX);
-                    if INDEX < AHEAD && left != 0 {
-                        let row = warp::shuffle(warp::ALL, row, left.trailing_zeros());
-                        ahead[INDEX % AHEAD] = self.load::<F>(row);
-                    }
-                });
+                let ahead = self.ahead::<F, AHEAD>(row, slots);
                 unroll!(INDEX in 4 {
                     if INDEX < AHEAD && slots != 0 {
-                        let slot = slots.trailing_zeros();
+                        let weight = warp::shuffle(warp::ALL, weight, slots.trailing_zeros());
                         let values = values::<F>(&ahead[INDEX % AHEAD]);
-                        if shape.by_slot != 0 {
-                            self.write::<F>(slot, &values);
-                        } else {
-                            let weight = f32::from_bits(warp::shuffle(warp::ALL, weight, slot));
-                            add::<F>(&mut sums, &values, weight, is_first);
-                            is_first = false;
-                        }
+                        add::<F>(&mut sums, &values, f32::from_bits(weight), is_first);
+                        is_first = false;
                         slots &= slots - 1;
                     }
                 });
             }
-            if shape.by_slot == 0 {
-                self.write::<F>(part, &sums);
+        }
+        sums
+    }
+
+    /// Sends the rows of this rank's experts as they are.
+    #[inline(always)]
+    unsafe fn write_slots<F: Wire, const AHEAD: usize>(&self) {
+        // SAFETY: the contract.
+        unsafe {
+            let (row, _) = self.slot();
+            let mut slots = warp::ballot(warp::ALL, row != NO_ROW);
+            while slots != 0 {
+                let ahead = self.ahead::<F, AHEAD>(row, slots);
+                unroll!(INDEX in 4 {
+                    if INDEX < AHEAD && slots != 0 {
+                        let values = values::<F>(&ahead[INDEX % AHEAD]);
+                        self.write::<F>(slots.trailing_zeros(), &values);
+                        slots &= slots - 1;
+                    }
+                });
             }
         }
     }
@@ -140,8 +231,8 @@ impl Row<'_> {
         let cells = fill.cells(shape.hidden) - self.tile * TILE_CELLS;
         // SAFETY: the contract.
         unsafe {
-            let to =
-                at(shape, batch.peer(self.source).offset(batch.arena.parts), self.token, part, self.tile);
+            let parts = self.peers.of(self.source).offset(batch.arena.parts);
+            let to = at(shape, parts, self.token, part, self.tile);
             packet::write_tile::<F>(to, cells, &F::encode(values), self.tag);
         }
     }

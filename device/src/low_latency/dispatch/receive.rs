@@ -42,19 +42,26 @@ pub unsafe fn receive(args: &DispatchArgs) {
         let started_ns = clock::now_ns();
         let deadline_ns = started_ns + batch.timeout_ns;
         let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
-        if !receiver.summaries() {
+        let received = if batch.shape.quantized() { receiver.all::<E4m3>() } else { receiver.all::<Bf16>() };
+        if !received {
             return;
-        }
-        let most = receiver.place();
-        block::barrier();
-        if batch.shape.quantized() {
-            receiver.rows::<E4m3>(most);
-        } else {
-            receiver.rows::<Bf16>(most);
         }
         receiver.void_one();
         batch.count(Step::DispatchReceived, epoch);
     }
+}
+
+/// What was there of a row, arrived or not.
+#[derive(Clone, Copy)]
+struct Look {
+    /// This lane's slot.
+    slot: Quad,
+    /// Its part of the tile.
+    row: Peek,
+}
+
+impl Look {
+    const NOTHING: Self = Self { slot: Quad([0; 4]), row: Peek::NOTHING };
 }
 
 struct Receiver<'a> {
@@ -66,6 +73,46 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
+    /// All of it; false, and a report, if something does not come.
+    #[inline(always)]
+    unsafe fn all<F: Filled>(&self) -> bool {
+        let shape = &self.args.batch.shape;
+        let tiles = shape.dispatched().tiles(shape.hidden).max(1);
+        // SAFETY: the contract; all threads of the block take the same way.
+        unsafe {
+            if !self.summaries() {
+                return false;
+            }
+            let most = self.most();
+            let mut items = share(shape.ranks * most * tiles);
+            let tile = |item: u32| {
+                let (message, tile) = (item / tiles, item % tiles);
+                (message / most.max(1), message % most.max(1), tile)
+            };
+            // The first one is looked at while rows are counted.
+            let mut item = items.next();
+            let mut look = Look::NOTHING;
+            if let Some(item) = item {
+                let (source, token, tile) = tile(item);
+                look = self.look::<F>(source, token, tile);
+            }
+            self.count();
+            block::barrier();
+            while let Some(index) = item {
+                let (source, token, at) = tile(index);
+                if comes(shape, source, token) && !self.row::<F>(source, token, at, look) {
+                    return false;
+                }
+                item = items.next();
+                if let Some(item) = item {
+                    let (source, token, at) = tile(item);
+                    look = self.look::<F>(source, token, at);
+                }
+            }
+        }
+        true
+    }
+
     /// Waits for every source's summary; false, and a report, if one does not come.
     #[inline(always)]
     unsafe fn summaries(&self) -> bool {
@@ -75,7 +122,7 @@ impl Receiver<'_> {
         let mut late = false;
         // SAFETY: the contract; a thread writes the words of its packets.
         unsafe {
-            let from = batch.own().offset(batch.arena.summaries);
+            let from = batch.own.offset(batch.arena.summaries);
             for index in thread::strided(shape.ranks * packets) {
                 let source = index / packets;
                 // Partner: `Routing::tell_summary`, on the source.
@@ -96,25 +143,29 @@ impl Receiver<'_> {
         !block::barrier_or(late)
     }
 
-    /// Makes each source's counts the first rows of its tokens. Gives the most tokens that a source has. The first block
-    /// tells the user, and keeps what the combine needs.
+    /// The most tokens that a source has.
     #[inline(always)]
-    unsafe fn place(&self) -> u32 {
+    unsafe fn most(&self) -> u32 {
+        let shape = &self.args.batch.shape;
+        let mut most = 0;
+        for source in 0..shape.ranks {
+            // SAFETY: summaries have arrived.
+            let tokens = unsafe { shared::load_u32(told(shape, source, summary::TOKENS)) };
+            most = most.max(if tokens == summary::INVALID { 0 } else { tokens });
+        }
+        most
+    }
+
+    /// Makes each source's counts the first rows of its tokens. The first block tells the user, and keeps what the combine
+    /// needs.
+    #[inline(always)]
+    unsafe fn count(&self) {
         let batch = &self.args.batch;
         let (shape, work) = (&batch.shape, &batch.work);
         let first = thread::block_index() == 0;
         let counts = summary::TOKENS_THERE + shape.token_bits();
-        let mut most = 0;
         // SAFETY: the contract; a thread has an expert to itself.
         unsafe {
-            for source in 0..shape.ranks {
-                let tokens = shared::load_u32(told(shape, source, summary::TOKENS));
-                let tokens = if tokens == summary::INVALID { 0 } else { tokens };
-                most = most.max(tokens);
-                if first && block::is_first_thread() {
-                    mem::store_u32(batch.work(work.sources).word(source * (1 + shape.token_bits())), tokens);
-                }
-            }
             for expert in thread::strided(shape.experts_per_rank()) {
                 let mut row = 0;
                 for source in 0..shape.ranks {
@@ -142,77 +193,86 @@ impl Receiver<'_> {
                 }
                 for source in thread::strided(shape.ranks) {
                     let tokens = shared::load_u32(told(shape, source, summary::TOKENS));
-                    if tokens == summary::INVALID && source != batch.rank {
+                    let invalid = tokens == summary::INVALID;
+                    if invalid && source != batch.rank {
                         batch.fail(Report::new(Failure::PeerInput, Phase::None, source, self.epoch, 0, 0));
                     }
+                    let tokens = if invalid { 0 } else { tokens };
+                    mem::store_u32(batch.work(work.sources).word(source * (1 + words)), tokens);
                 }
             }
         }
-        most
     }
 
     /// Address of what `source` sends for `token`.
     #[inline(always)]
-    unsafe fn message(&self, source: u32, token: u32) -> mem::Address {
+    fn message(&self, source: u32, token: u32) -> mem::Address {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let index = (source * shape.tokens + token) as u64 * shape.message_packets() as u64;
-        // SAFETY: the contract.
-        packet::nth(unsafe { batch.own() }.offset(batch.arena.messages), index)
+        packet::nth(batch.own.offset(batch.arena.messages), index)
     }
 
-    /// Takes in all rows of sources that have at most `most` tokens.
+    /// Looks at a tile of a row and at what is said of the row.
     #[inline(always)]
-    unsafe fn rows<F: Filled>(&self, most: u32) {
+    unsafe fn look<F: Filled>(&self, source: u32, token: u32, tile: u32) -> Look {
         let shape = &self.args.batch.shape;
-        let tiles = shape.dispatched().tiles(shape.hidden).max(1);
-        for item in share(shape.ranks * most * tiles) {
-            let (message, tile) = (item / tiles, item % tiles);
-            let (source, token) = (message / most.max(1), message % most.max(1));
-            // SAFETY: the contract; all lanes of the warp take the same way.
-            unsafe {
-                if comes(shape, source, token) && !self.row::<F>(source, token, tile) {
-                    return;
-                }
+        let fill = shape.dispatched();
+        let cells = fill.cells(shape.hidden) - tile * TILE_CELLS;
+        let message = self.message(source, token);
+        let mut look = Look::NOTHING;
+        // SAFETY: the contract.
+        unsafe {
+            if thread::lane() < shape.topk {
+                look.slot = mem::load_relaxed_sys_b128(packet::nth(message, thread::lane().into()));
             }
+            let from = packet::nth(message, (shape.topk + tile * fill.tile_packets()).into());
+            look.row = Peek::at::<F>(from, cells);
         }
+        look
     }
 
-    /// Takes in a tile of a row; false, and a report, if it does not come.
+    /// Takes in a tile of a row that was looked at; false, and a report, if it does not come.
     #[inline(always)]
-    unsafe fn row<F: Filled>(&self, source: u32, token: u32, tile: u32) -> bool {
+    unsafe fn row<F: Filled>(&self, source: u32, token: u32, tile: u32, look: Look) -> bool {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let fill = shape.dispatched();
         let cells = fill.cells(shape.hidden) - tile * TILE_CELLS;
         let (lane, tag, deadline_ns) = (thread::lane(), self.tag, self.deadline_ns);
+        let Look { slot, row: mut peek } = look;
+        let Quad([place, weight, part, seen]) = slot;
         // SAFETY: the contract. Partner of the packets: `Routing::tell_message` and `send`, on the source.
         unsafe {
             let message = self.message(source, token);
             let from = packet::nth(message, (shape.topk + tile * fill.tile_packets()).into());
-            let mut peek = Peek::at::<F>(from, cells);
-            let mut slot = Ok([NO_ROW, 0, 0]);
-            if lane < shape.topk {
-                slot = packet::read(packet::nth(message, lane.into()), tag, deadline_ns);
+            let has_slot = lane < shape.topk;
+            let come = peek.has_come::<F>(cells, tag) && (!has_slot || seen == tag);
+            let mut slot = if has_slot { [place, weight, part] } else { [NO_ROW, 0, 0] };
+            if warp::ballot(warp::ALL, !come) != 0 {
+                let mut came = Ok(slot);
+                if has_slot {
+                    came = packet::read(packet::nth(message, lane.into()), tag, deadline_ns);
+                }
+                let came = match came {
+                    Ok(words) => {
+                        slot = words;
+                        peek.wait::<F>(from, cells, tag, deadline_ns)
+                    }
+                    Err(late) => Err(late),
+                };
+                if let Err(late) = came {
+                    batch.late(Phase::Rows, source, self.epoch, tag.into(), late.seen.into());
+                }
+                if warp::ballot(warp::ALL, came.is_err()) != 0 {
+                    return false;
+                }
+                if lane == 0 {
+                    let waited_ns = clock::now_ns() - self.started_ns;
+                    batch.has_waited(Waited::Dispatch, self.epoch, source, waited_ns);
+                }
             }
-            let waited = warp::ballot(warp::ALL, !peek.has_come::<F>(cells, tag)) != 0;
-            let came = match slot {
-                Ok(_) => peek.wait::<F>(from, cells, tag, deadline_ns),
-                Err(late) => Err(late),
-            };
-            if let Err(late) = came {
-                batch.late(Phase::Rows, source, self.epoch, tag.into(), late.seen.into());
-            }
-            if warp::ballot(warp::ALL, came.is_err()) != 0 {
-                return false;
-            }
-            if waited && lane == 0 {
-                let waited_ns = clock::now_ns() - self.started_ns;
-                batch.has_waited(Waited::Dispatch, self.epoch, source, waited_ns);
-            }
-            if let Ok(slot) = slot {
-                self.deliver::<F>(source, token, tile, slot, &peek.tile::<F>());
-            }
+            self.deliver::<F>(source, token, tile, slot, &peek.tile::<F>());
             true
         }
     }
@@ -311,7 +371,7 @@ impl Receiver<'_> {
     }
 
     /// Makes the message void whose turn it is, if its source has not sent it, so that none gets as old as tags are
-    /// unique. Its source may write it again once [`Batch::begin`](crate::low_latency::batch::Batch::begin) has told it of
+    /// unique. Its source may write it again once [`Batch::acknowledge`](crate::low_latency::batch::Batch::acknowledge) has told it of
     /// this epoch.
     #[inline(always)]
     unsafe fn void_one(&self) {

@@ -3,6 +3,7 @@
 
 use super::DispatchArgs;
 use crate::gpu::{block, mem, shared, thread, warp};
+use crate::low_latency::batch::Peers;
 use crate::low_latency::layout::{NO_ROW, Shape, summary};
 use crate::low_latency::packet;
 use crate::unroll::unroll;
@@ -17,6 +18,8 @@ pub struct Shared {
     pub firsts: u32,
     /// u32 `[token of the block, topk]`: how many earlier tokens name the same expert.
     pub places: u32,
+    /// u64 `[rank]`: [`Peers`].
+    pub peers: u32,
     /// u32 words of a summary.
     pub summary: u32,
     /// The whole.
@@ -31,9 +34,10 @@ impl Shared {
         let firsts = experts + 4 * slots;
         let places = firsts + 4 * slots;
         let own = shape.tokens.div_ceil(crate::wire::at_least_one(blocks));
-        let summary = places + 4 * own * shape.topk;
+        let peers = (places + 4 * own * shape.topk).next_multiple_of(8);
+        let summary = peers + Peers::bytes(shape);
         let bytes = summary + 4 * 3 * shape.summary_packets();
-        Self { experts, firsts, places, summary, bytes }
+        Self { experts, firsts, places, peers, summary, bytes }
     }
 }
 
@@ -45,6 +49,7 @@ pub struct Routing<'a> {
     tag: u32,
     /// Addresses in shared memory.
     shared: Shared,
+    peers: Peers,
     /// Tokens of this rank; 0 if its input is not valid.
     pub tokens: u32,
     valid: bool,
@@ -65,6 +70,7 @@ impl<'a> Routing<'a> {
             experts: base + offsets.experts,
             firsts: base + offsets.firsts,
             places: base + offsets.places,
+            peers: base + offsets.peers,
             summary: base + offsets.summary,
             bytes: offsets.bytes,
         };
@@ -102,13 +108,15 @@ impl<'a> Routing<'a> {
                     batch.fail(Report { token: (slot / topk).into(), slot: (slot % topk).into(), ..report });
                 }
             }
+            let peers = Peers::load(batch, shared.peers);
+            batch.acknowledge();
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
             if block::barrier_or(!ready) {
                 return None;
             }
             let valid = !block::barrier_or(!valid);
             let tokens = if valid { tokens } else { 0 };
-            Some(Self { args, epoch, tag: packet::tag(epoch), shared, tokens, valid })
+            Some(Self { args, epoch, tag: packet::tag(epoch), shared, peers, tokens, valid })
         }
     }
 
@@ -278,7 +286,7 @@ impl<'a> Routing<'a> {
         let packets = batch.shape.summary_packets();
         // SAFETY: the contract. Partner of the packets: `receive`'s wait for summaries, on `peer`.
         unsafe {
-            let to = batch.peer(peer).offset(batch.arena.summaries);
+            let to = self.peers.of(peer).offset(batch.arena.summaries);
             for index in thread::strided(packets) {
                 let word = |at: u32| shared::load_u32(self.shared.summary + 4 * (3 * index + at));
                 let to = packet::nth(to, (batch.rank * packets + index).into());
@@ -298,11 +306,11 @@ impl<'a> Routing<'a> {
         // SAFETY: the contract; lanes with a slot alone touch it. Partner of the packets: `receive`, on the peer.
         unsafe {
             let (rank, leaders) = self.destinations(token);
-            let (mut expert, mut place, mut weight) = (0, 0, 0);
+            let (mut expert, mut place, mut bits) = (0, 0, 0);
             if lane < shape.topk {
                 expert = shared::load_u32(self.shared.experts + 4 * (token * shape.topk + lane));
                 place = shared::load_u32(self.shared.places + 4 * (index * shape.topk + lane));
-                weight = if index == thread::warp_index() { first_weight } else { self.weight(token) };
+                bits = if index == thread::warp_index() { first_weight } else { weight(self.args, token) };
             }
             let mut left = leaders;
             while left != 0 {
@@ -312,22 +320,25 @@ impl<'a> Routing<'a> {
                 if lane < shape.topk {
                     let there = rank == peer;
                     let row = if there { (expert - peer * mine) << 16 | place } else { NO_ROW };
-                    let to = message(self.args, peer, token);
-                    packet::write(packet::nth(to, lane.into()), [row, weight, part], self.tag);
+                    let to = self.message(peer, token);
+                    packet::write(packet::nth(to, lane.into()), [row, bits, part], self.tag);
                 }
                 left &= left - 1;
             }
         }
     }
 
-    /// This lane's weight of `token`.
+    /// Where `token`'s message for `peer` goes.
     ///
     /// # Safety
-    /// The contract of [`DispatchArgs`], and the array has room for `token`.
+    /// The contract of [`DispatchArgs`].
     #[inline(always)]
-    pub unsafe fn weight(&self, token: u32) -> u32 {
-        // SAFETY: the caller's promise.
-        unsafe { weight(self.args, token) }
+    pub unsafe fn message(&self, peer: u32, token: u32) -> mem::Address {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let index = (batch.rank * shape.tokens + token) as u64 * shape.message_packets() as u64;
+        // SAFETY: the caller's promise; barriers have come after the loading of the addresses.
+        packet::nth(unsafe { self.peers.of(peer) }.offset(batch.arena.messages), index)
     }
 }
 
@@ -343,17 +354,4 @@ pub unsafe fn weight(args: &DispatchArgs, token: u32) -> u32 {
     }
     // SAFETY: the caller's promise.
     unsafe { mem::load_u32(args.topk_weights.word(token * topk + thread::lane())) }
-}
-
-/// Where `token`'s message for `peer` goes.
-///
-/// # Safety
-/// The contract of [`DispatchArgs`].
-#[inline(always)]
-pub unsafe fn message(args: &DispatchArgs, peer: u32, token: u32) -> mem::Address {
-    let batch = &args.batch;
-    let shape = &batch.shape;
-    let index = (batch.rank * shape.tokens + token) as u64 * shape.message_packets() as u64;
-    // SAFETY: the caller's promise.
-    packet::nth(unsafe { batch.peer(peer) }.offset(batch.arena.messages), index)
 }

@@ -80,7 +80,7 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
         let told = thread::block_index() + thread::warp_index() * thread::grid_size();
         let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
 
-        batch.begin();
+        batch.add_up_waits();
         let Some(routing) = Routing::new(args, epoch, deadline_ns) else { return };
         routing.tell(first_weight);
         let tag = packet::tag(epoch);
@@ -98,7 +98,7 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
                 let peer = warp::shuffle(warp::ALL, rank, peers.trailing_zeros());
                 let at = shape.topk + tile * tile_packets;
                 // Partner: `receive`, on `peer`.
-                let to = packet::nth(routing::message(args, peer, token), at.into());
+                let to = packet::nth(routing.message(peer, token), at.into());
                 packet::write_tile::<F>(to, left, &made, tag);
                 peers &= peers - 1;
             }
