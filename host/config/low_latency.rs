@@ -25,11 +25,13 @@ pub enum CombineFormat {
     /// bf16.
     #[default]
     Bf16,
-    /// A sign and a 9-bit logarithm for each channel, between the least and the largest magnitude of 128 channels: 164
-    /// bytes for them. Off by at most |v| · octaves / 1018, where `octaves` lie between those two, at most 32; magnitudes
-    /// below amax · 2^−32 are off by at most half of that.
+    /// A sign and a 9-bit logarithm for each channel, between the least magnitude but 0 and the largest of 128 channels: 164
+    /// bytes for them. Off by at most |v| · octaves / 1000, where `octaves` are the steps of bf16 between those two, rounded
+    /// outward, over 128, and at most 32. Magnitudes below amax · 2^−32, or 2^−126 if that is more, are off by at most
+    /// 0.504 of it; those above the largest bf16 count as that. What is not finite becomes NaN.
     Log10,
-    /// FP8 e4m3 with an f32 scale for 128 channels: off by at most |v| / 16, or amax · 2^−18 if that is more.
+    /// FP8 e4m3 with an f32 scale for 128 channels: off by at most |v| / 16, or amax · 2^−18 if that is more, where amax
+    /// counts as at least 1e-4. An infinity makes all of its 128 channels NaN.
     Fp8,
 }
 

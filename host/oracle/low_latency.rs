@@ -203,6 +203,127 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_those_of_the_formats() -> Result<(), OracleError> {
+        // 640 channels are five groups: two words of packed scales, the second with one byte.
+        let mut x = vec![bf16::ONE; 2 * 640];
+        x[640 + 639] = bf16::from_f32(-450.0);
+        let routing = Routing { topk: 2, topk_idx: vec![1, 1, -1, 1], topk_weights: vec![1.0; 4] };
+        let batch = TokenBatch::bf16(&x, 640, routing)?;
+        let placement = Placement::new(1, 2)?;
+        let of = |format| low_latency_dispatch(std::slice::from_ref(&batch), &placement, format)[0].clone();
+        let bf16 = of(DispatchFormat::Bf16);
+        assert_eq!((&bf16[1].rows, &bf16[1].scales), (&batch.rows, &vec![]));
+        assert_eq!(
+            (bf16[1].tokens_per_source.as_slice(), bf16[0].tokens_per_source.as_slice()),
+            (&[2][..], &[0][..])
+        );
+        assert!(bf16[0].rows.is_empty() && bf16[0].source_token.is_empty());
+
+        let fp8 = of(DispatchFormat::Fp8).swap_remove(1);
+        let scales = [[1.0f32 / 448.0; 9].as_slice(), &[450.0 / 448.0]].concat();
+        assert_eq!(fp8.scales, scales.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        assert_eq!((fp8.rows.len(), fp8.rows[0], fp8.rows[640 + 639]), (2 * 640, 0x7e, 0xfe));
+
+        // 1 / 2^−8 = 256; 450 needs 2, and 225 is nearest to 224.
+        let packed = of(DispatchFormat::Fp8Ue8m0).swap_remove(1);
+        assert_eq!(packed.scales, [0x7777_7777, 0x77, 0x7777_7777, 0x80]);
+        assert_eq!((packed.rows.len(), packed.rows[0], packed.rows[640 + 639]), (2 * 640, 0x78, 0xf6));
+        let powers = of(DispatchFormat::Fp8PowerOfTwo).swap_remove(1);
+        let scales = [[0.00390625f32; 9].as_slice(), &[2.0]].concat();
+        assert_eq!(powers.scales, scales.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+        assert_eq!(powers.rows, packed.rows);
+        Ok(())
+    }
+
+    #[test]
+    fn batches_may_be_empty() -> Result<(), OracleError> {
+        let routing = || Routing { topk: 2, topk_idx: vec![], topk_weights: vec![] };
+        let batches = [TokenBatch::bf16(&[], 16, routing())?, TokenBatch::bf16(&[], 16, routing())?];
+        let placement = Placement::new(2, 3)?;
+        for format in [
+            DispatchFormat::Bf16,
+            DispatchFormat::Fp8,
+            DispatchFormat::Fp8PowerOfTwo,
+            DispatchFormat::Fp8Ue8m0,
+        ] {
+            let held = low_latency_dispatch(&batches, &placement, format);
+            assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+            assert!(
+                held.concat().iter().all(|held| held.rows.is_empty() && held.tokens_per_source == [0, 0])
+            );
+        }
+        let outputs = [vec![vec![]; 2], vec![vec![]; 1]];
+        let weights = [vec![], vec![]];
+        for summation in [Summation::ByRank, Summation::BySlot] {
+            let format = CombineFormat::Log10;
+            let sums = low_latency_combine(&outputs, &batches, &weights, &placement, summation, format);
+            assert_eq!(sums, [[], []] as [[u16; 0]; 2]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn ranks_are_added_in_order_and_rows_lose_what_their_format_does() -> Result<(), OracleError> {
+        // One token, whose slots name three ranks' experts from the last to the first.
+        let batch = |topk_idx: Vec<i32>| {
+            let x = vec![bf16::ONE; 16 * topk_idx.len() / 3];
+            let topk_weights = vec![1.0; topk_idx.len()];
+            TokenBatch::bf16(&x, 16, Routing { topk: 3, topk_idx, topk_weights })
+        };
+        let batches = [batch(vec![2, 1, 0])?, batch(vec![])?, batch(vec![])?];
+        let placement = Placement::new(3, 3)?;
+        let weights = [vec![1.0; 3], vec![], vec![]];
+        // 17 lies between the codes of 16 and 18 where 448 is the largest; weights come after that.
+        let outputs = |values: [f32; 3]| {
+            values.map(|value| {
+                let mut row = vec![Half::Bf16.round(value); 16];
+                row[15] = Half::Bf16.round(448.0);
+                vec![row]
+            })
+        };
+        let sum = |values, weights: &[Vec<f32>], summation, format| {
+            let sums =
+                low_latency_combine(&outputs(values), &batches, weights, &placement, summation, format);
+            Half::Bf16.to_f32(sums[0][0])
+        };
+        let big = 2f32.powi(30);
+        let in_order = |values, summation| sum(values, &weights, summation, CombineFormat::Bf16);
+        assert_eq!(in_order([big, -big, 1.0], Summation::ByRank), 1.0);
+        assert_eq!(in_order([big, -big, 1.0], Summation::BySlot), 0.0);
+        assert_eq!(in_order([1.0, -big, big], Summation::ByRank), 0.0);
+        assert_eq!(in_order([1.0, -big, big], Summation::BySlot), 1.0);
+
+        let weights = [vec![0.0, 0.0, 3.0], vec![], vec![]];
+        let lossy = |summation| sum([17.0, 0.0, 0.0], &weights, summation, CombineFormat::Fp8);
+        // 3 · 17 = 51 among 3 · 448 is at the same place between codes, and 16 is the even one.
+        assert_eq!([Summation::ByRank, Summation::BySlot].map(lossy), [48.0, 48.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn slots_of_one_expert_are_added_one_by_one() -> Result<(), OracleError> {
+        let routing = Routing { topk: 3, topk_idx: vec![0, 0, 0], topk_weights: vec![1.0; 3] };
+        let batches = [TokenBatch::bf16(&[bf16::ONE; 16], 16, routing)?];
+        let placement = Placement::new(1, 1)?;
+        let sum = |value: f32, weights: [f32; 3], summation| {
+            let outputs = [vec![vec![Half::Bf16.round(value); 16]]];
+            let format = CombineFormat::Bf16;
+            let sums =
+                low_latency_combine(&outputs, &batches, &[weights.into()], &placement, summation, format);
+            sums[0][0]
+        };
+        for summation in [Summation::ByRank, Summation::BySlot] {
+            // (2^30 + 1) − 2^30 loses the 1, which no other order of the slots does.
+            let big = 2f32.powi(30);
+            assert_eq!(sum(1.0, [big, 1.0, -big], summation), 0);
+            assert_eq!(sum(1.0, [big, -big, 1.0], summation), Half::Bf16.round(1.0));
+            assert_eq!(sum(-0.0, [1.0; 3], summation), 0x8000);
+            assert_eq!(sum(f32::INFINITY, [0.0, 1.0, 1.0], summation), 0x7fff);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn sums_by_hand() -> Result<(), OracleError> {
         let (batches, placement) = example()?;
         let row = |value: f32| vec![Half::Bf16.round(value); 16];
