@@ -62,8 +62,8 @@ use tokenrail_device::wire::Report;
 
 /// Most warps of a dispatch's block.
 const DISPATCH_WARPS: u32 = 16;
-/// And of a combine's, whose threads need more registers: they hold parts of several rows.
-const COMBINE_WARPS: u32 = 8;
+/// And of a combine's, whose threads need more registers: they hold parts of several rows, or of larger ones.
+const COMBINE_WARPS: [u32; 2] = [10, 8];
 
 /// Tokens to dispatch.
 #[derive(Clone, Copy)]
@@ -581,12 +581,14 @@ impl<'a> Calls<'a> {
             out: address(sums.map(|sums| sums.combined)),
             halves,
         };
-        let grid = self.grid(COMBINE_WARPS, combine::send::shared_bytes(&self.plan.shape));
         let gpu = self.exchange.gpu();
         let format = self.exchange.config.low_latency.as_ref().map(|settings| settings.combine);
+        let format = format.unwrap_or_default();
+        let warps = COMBINE_WARPS[usize::from(format != CombineFormat::Bf16)];
+        let grid = self.grid(warps, combine::send::shared_bytes(&self.plan.shape));
         // SAFETY: as in `run_dispatch`.
         unsafe {
-            match format.unwrap_or_default() {
+            match format {
                 CombineFormat::Bf16 => gpu.launch::<Combine>(stream, grid, &args),
                 CombineFormat::Fp8 => gpu.launch::<CombineFp8>(stream, grid, &args),
                 CombineFormat::Log10 => gpu.launch::<CombineLog10>(stream, grid, &args),

@@ -57,22 +57,25 @@ pub unsafe fn write(to: Address, data: [u32; 3], tag: u32) {
     unsafe { mem::store_relaxed_sys_b128(to, Quad([a, b, c, tag])) };
 }
 
-/// Waits for a packet of this rank's arena; what its tag was instead if it does not come in time.
+/// Waits for a packet of this rank's arena: its data, and whether it was not there at first. What its tag was instead if it
+/// does not come in time.
 ///
 /// # Safety
 /// `from` is a packet.
 #[inline(always)]
-pub unsafe fn read(from: Address, tag: u32, deadline_ns: u64) -> Result<[u32; 3], Late> {
+pub unsafe fn read(from: Address, tag: u32, deadline_ns: u64) -> Result<([u32; 3], bool), Late> {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut waited = false;
         loop {
             let Quad([a, b, c, seen]) = mem::load_relaxed_sys_b128(from);
             if seen == tag {
-                return Ok([a, b, c]);
+                return Ok(([a, b, c], waited));
             }
             if !mem::wait_tag(from, tag, deadline_ns) {
                 return Err(Late { seen });
             }
+            waited = true;
         }
     }
 }

@@ -90,27 +90,34 @@ impl Receiver<'_> {
                 (message / most.max(1), message % most.max(1), tile)
             };
             // The first one is looked at while rows are counted.
-            let mut item = items.next();
-            let mut look = Look::NOTHING;
-            if let Some(item) = item {
-                let (source, token, tile) = tile(item);
-                look = self.look::<F>(source, token, tile);
-            }
+            let first = items.next();
+            let (source, token, at) = tile(first.unwrap_or(0));
+            let look = self.look::<F>(source, token, at);
             self.count();
             block::barrier();
-            while let Some(index) = item {
-                let (source, token, at) = tile(index);
-                if comes(shape, source, token) && !self.row::<F>(source, token, at, look) {
-                    return false;
+            if first.is_some() && comes(shape, source, token) && !self.row::<F>(source, token, at, look) {
+                return false;
+            }
+            for item in items {
+                let (source, token, at) = tile(item);
+                if !comes(shape, source, token) {
+                    continue;
                 }
-                item = items.next();
-                if let Some(item) = item {
-                    let (source, token, at) = tile(item);
-                    look = self.look::<F>(source, token, at);
+                let look = self.look::<F>(source, token, at);
+                if !self.row::<F>(source, token, at, look) {
+                    return false;
                 }
             }
         }
         true
+    }
+
+    /// Notes that something of `source` was waited for.
+    #[inline(always)]
+    unsafe fn has_waited(&self, source: u32) {
+        let waited_ns = clock::now_ns() - self.started_ns;
+        // SAFETY: the contract.
+        unsafe { self.args.batch.has_waited(Waited::Dispatch, self.epoch, source, waited_ns) };
     }
 
     /// Waits for every source's summary; false, and a report, if one does not come.
@@ -127,7 +134,10 @@ impl Receiver<'_> {
                 let source = index / packets;
                 // Partner: `Routing::tell_summary`, on the source.
                 match packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns) {
-                    Ok([a, b, c]) => {
+                    Ok(([a, b, c], waited)) => {
+                        if waited {
+                            self.has_waited(source);
+                        }
                         let at = told(shape, source, 3 * (index % packets));
                         shared::store_u32(at, a);
                         shared::store_u32(at + 4, b);
@@ -250,12 +260,12 @@ impl Receiver<'_> {
             let come = peek.has_come::<F>(cells, tag) && (!has_slot || seen == tag);
             let mut slot = if has_slot { [place, weight, part] } else { [NO_ROW, 0, 0] };
             if warp::ballot(warp::ALL, !come) != 0 {
-                let mut came = Ok(slot);
+                let mut came = Ok((slot, false));
                 if has_slot {
                     came = packet::read(packet::nth(message, lane.into()), tag, deadline_ns);
                 }
                 let came = match came {
-                    Ok(words) => {
+                    Ok((words, _)) => {
                         slot = words;
                         peek.wait::<F>(from, cells, tag, deadline_ns)
                     }
@@ -268,8 +278,7 @@ impl Receiver<'_> {
                     return false;
                 }
                 if lane == 0 {
-                    let waited_ns = clock::now_ns() - self.started_ns;
-                    batch.has_waited(Waited::Dispatch, self.epoch, source, waited_ns);
+                    self.has_waited(source);
                 }
             }
             self.deliver::<F>(source, token, tile, slot, &peek.tile::<F>());

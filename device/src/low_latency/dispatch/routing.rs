@@ -43,7 +43,8 @@ impl Shared {
 
 /// A block's view of a dispatch's routing.
 pub struct Routing<'a> {
-    args: &'a DispatchArgs,
+    /// What it is of.
+    pub args: &'a DispatchArgs,
     /// Of this dispatch.
     pub epoch: u64,
     tag: u32,
@@ -56,12 +57,18 @@ pub struct Routing<'a> {
 }
 
 impl<'a> Routing<'a> {
-    /// Loads and checks the routing, and makes sure that peers are ready for it. `None`, and a report, if one is late.
+    /// Loads and checks the routing, and makes sure that peers are ready for it; `None`, and a report, if one is late. Ends
+    /// with a barrier, ahead of which `meanwhile` is called.
     ///
     /// # Safety
     /// The contract of [`DispatchArgs`].
     #[inline(always)]
-    pub unsafe fn new(args: &'a DispatchArgs, epoch: u64, deadline_ns: u64) -> Option<Self> {
+    pub unsafe fn new(
+        args: &'a DispatchArgs,
+        epoch: u64,
+        deadline_ns: u64,
+        meanwhile: impl FnOnce(),
+    ) -> Option<Self> {
         let batch = &args.batch;
         let shape = &batch.shape;
         let offsets = Shared::new(shape, thread::grid_size());
@@ -89,35 +96,98 @@ impl<'a> Routing<'a> {
                     counted.into(),
                 ));
             }
-            let tokens = if fits { counted } else { 0 };
-            let mut valid = fits;
-            for slot in thread::strided(tokens * shape.topk) {
-                let expert = mem::load_u32(args.topk_idx.word(slot));
-                shared::store_u32(shared.experts + 4 * slot, expert);
-                if expert >= shape.experts && expert != u32::MAX {
-                    valid = false;
-                    let report = Report::new(
-                        Failure::ExpertOutOfRange,
-                        Phase::None,
-                        batch.rank,
-                        epoch,
-                        shape.experts.into(),
-                        expert.into(),
-                    );
-                    let topk = shape.topk.max(1);
-                    batch.fail(Report { token: (slot / topk).into(), slot: (slot % topk).into(), ..report });
-                }
-            }
-            let peers = Peers::load(batch, shared.peers);
+            let routing = Self {
+                args,
+                epoch,
+                tag: packet::tag(epoch),
+                shared,
+                peers: Peers::load(batch, shared.peers),
+                tokens: if fits { counted } else { 0 },
+                valid: fits,
+            };
             batch.acknowledge();
+            batch.add_up_waits();
+            let valid = routing.stage() && fits;
+            routing.clear();
+            meanwhile();
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
+            if !block::barrier_or(!(ready && valid)) {
+                return Some(routing);
+            }
             if block::barrier_or(!ready) {
                 return None;
             }
-            let valid = !block::barrier_or(!valid);
-            let tokens = if valid { tokens } else { 0 };
-            Some(Self { args, epoch, tag: packet::tag(epoch), shared, peers, tokens, valid })
+            Some(Self { tokens: 0, valid: false, ..routing })
         }
+    }
+
+    /// Brings the routing to shared memory; false, and a report, if this thread has come upon an id out of range. A lane has
+    /// a slot, and a warp as many whole tokens as it has lanes for.
+    #[inline(always)]
+    unsafe fn stage(&self) -> bool {
+        let args = self.args;
+        let shape = &args.batch.shape;
+        let (topk, lane) = (shape.topk.max(1), thread::lane());
+        let at_once = thread::WARP / topk;
+        let token_here = lane / topk;
+        let slots = self.tokens * topk;
+        let mut valid = true;
+        for group in thread::warp_strided(self.tokens.div_ceil(at_once.max(1))) {
+            let slot = group * at_once * topk + lane;
+            // SAFETY: the slots are the arrays'; a lane writes its own words of shared memory.
+            unsafe {
+                let mut expert = u32::MAX;
+                let has_slot = token_here < at_once && slot < slots;
+                if has_slot {
+                    expert = mem::load_u32(args.topk_idx.word(slot));
+                }
+                let known = expert < shape.experts;
+                if !known && expert != u32::MAX {
+                    valid = false;
+                    self.out_of_range(slot, expert);
+                }
+                // Experts have 14 bits.
+                let of_token = if known { token_here << 16 | expert } else { u32::MAX };
+                let same = warp::match_any(warp::ALL, of_token);
+                if has_slot {
+                    let first = known && same & warp::lanes_below() == 0;
+                    shared::store_u32(self.shared.experts + 4 * slot, expert);
+                    shared::store_u32(self.shared.firsts + 4 * slot, if first { expert } else { NO_ROW });
+                }
+            }
+        }
+        for slot in thread::Strided::new(slots + thread::index(), slots.next_multiple_of(4), 4) {
+            // SAFETY: there is room for whole quads.
+            unsafe { shared::store_u32(self.shared.firsts + 4 * slot, NO_ROW) };
+        }
+        valid
+    }
+
+    #[inline(always)]
+    unsafe fn out_of_range(&self, slot: u32, expert: u32) {
+        let batch = &self.args.batch;
+        let (experts, topk) = (batch.shape.experts.into(), batch.shape.topk.max(1));
+        let failure = Failure::ExpertOutOfRange;
+        let report = Report::new(failure, Phase::None, batch.rank, self.epoch, experts, expert.into());
+        // SAFETY: the contract.
+        unsafe { batch.fail(Report { token: (slot / topk).into(), slot: (slot % topk).into(), ..report }) };
+    }
+
+    /// Tokens that this block tells of.
+    #[inline(always)]
+    fn own_tokens(&self) -> u32 {
+        self.tokens.saturating_sub(thread::block_index()).div_ceil(thread::grid_size().max(1))
+    }
+
+    /// Makes places and summary zero.
+    #[inline(always)]
+    unsafe fn clear(&self) {
+        for place in thread::strided(self.own_tokens() * self.args.batch.shape.topk) {
+            // SAFETY: a word of the places.
+            unsafe { shared::store_u32(self.shared.places + 4 * place, 0) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.clear_summary() };
     }
 
     /// The rank that this lane's slot of `token` goes to, `u32::MAX` for none, and the lanes that are the first of their
@@ -150,18 +220,9 @@ impl<'a> Routing<'a> {
     pub unsafe fn tell(&self, first_weight: u32) {
         let shape = &self.args.batch.shape;
         let (slots, blocks) = (self.tokens * shape.topk, thread::grid_size());
-        let own = self.tokens.saturating_sub(thread::block_index()).div_ceil(blocks.max(1));
+        let own = self.own_tokens();
         // SAFETY: the caller's promise; barriers part who writes shared memory from who reads it.
         unsafe {
-            for slot in thread::strided(slots.next_multiple_of(4)) {
-                let first = if slot < slots { self.first(slot) } else { NO_ROW };
-                shared::store_u32(self.shared.firsts + 4 * slot, first);
-            }
-            for place in thread::strided(own * shape.topk) {
-                shared::store_u32(self.shared.places + 4 * place, 0);
-            }
-            self.clear_summary();
-            block::barrier();
             self.count_places(own);
             let mut peer = thread::block_index();
             if peer < shape.ranks {
@@ -193,22 +254,6 @@ impl<'a> Routing<'a> {
                     mem::store_u32(self.args.batch.work(work.tokens), self.tokens);
                 }
             }
-        }
-    }
-
-    /// The expert of a slot if no earlier slot of its token names it.
-    #[inline(always)]
-    unsafe fn first(&self, slot: u32) -> u32 {
-        let shape = &self.args.batch.shape;
-        let at = |slot: u32| self.shared.experts + 4 * slot;
-        // SAFETY: the slot and those before it of its token are the routing's.
-        unsafe {
-            let expert = shared::load_u32(at(slot));
-            let mut first = expert < shape.experts;
-            for back in 1..slot % shape.topk.max(1) + 1 {
-                first &= shared::load_u32(at(slot - back)) != expert;
-            }
-            if first { expert } else { NO_ROW }
         }
     }
 

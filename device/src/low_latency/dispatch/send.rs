@@ -70,55 +70,66 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
     unsafe {
         let epoch = batch.next(Step::DispatchSent);
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
-        // Ahead of all else, as they take longest.
         let mut items = share(args.tokens * tiles);
-        let mut item = items.next();
-        let mut quads = match item {
-            Some(item) => load::<F>(args, item / tiles, item % tiles, cells),
-            None => format::ZEROS,
-        };
+        // Ahead of all else, as they take longest.
+        let first = items.next();
+        let quads = load::<F>(args, first, tiles, cells);
         let told = thread::block_index() + thread::warp_index() * thread::grid_size();
         let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
-
-        batch.add_up_waits();
-        let Some(routing) = Routing::new(args, epoch, deadline_ns) else { return };
+        let mut made = Tile::ZERO;
+        let routing = Routing::new(args, epoch, deadline_ns, || {
+            made = F::tile(args, &quads, cells - first.unwrap_or(0) % tiles * TILE_CELLS);
+        });
+        let Some(routing) = routing else { return };
+        // Rows go first: they are the most.
+        let write = |item: u32, made: &Tile| {
+            let (token, tile) = (item / tiles, item % tiles);
+            if token < routing.tokens {
+                write::<F>(&routing, token, tile, made);
+            }
+        };
+        if let Some(item) = first {
+            write(item, &made);
+        }
         routing.tell(first_weight);
-        let tag = packet::tag(epoch);
-        let tile_packets = fill.tile_packets();
-        while let Some(index) = item {
-            let (token, tile) = (index / tiles, index % tiles);
-            if token >= routing.tokens {
-                break;
-            }
-            let left = cells - tile * TILE_CELLS;
-            let made = F::tile(args, &quads, left);
-            let (rank, leaders) = routing.destinations(token);
-            let mut peers = leaders;
-            while peers != 0 {
-                let peer = warp::shuffle(warp::ALL, rank, peers.trailing_zeros());
-                let at = shape.topk + tile * tile_packets;
-                // Partner: `receive`, on `peer`.
-                let to = packet::nth(routing.message(peer, token), at.into());
-                packet::write_tile::<F>(to, left, &made, tag);
-                peers &= peers - 1;
-            }
-            item = items.next();
-            if let Some(item) = item {
-                quads = load::<F>(args, item / tiles, item % tiles, cells);
-            }
+        for item in items {
+            let quads = load::<F>(args, Some(item), tiles, cells);
+            write(item, &F::tile(args, &quads, cells - item % tiles * TILE_CELLS));
         }
         batch.count(Step::DispatchSent, epoch);
     }
 }
 
-/// This lane's part of a tile of `token`'s row.
+/// Sends a tile of a row to every rank that the token goes to. Partner: `receive`, there.
 #[inline(always)]
-unsafe fn load<F: Outgoing>(args: &DispatchArgs, token: u32, tile: u32, cells: u32) -> Quads {
+unsafe fn write<F: Outgoing>(routing: &Routing, token: u32, tile: u32, made: &Tile) {
+    let shape = &routing.args.batch.shape;
+    let fill = shape.dispatched();
+    let left = fill.cells(shape.hidden) - tile * TILE_CELLS;
+    // SAFETY: the contract; all lanes of the warp take the same way.
+    unsafe {
+        let (rank, leaders) = routing.destinations(token);
+        let mut peers = leaders;
+        while peers != 0 {
+            let peer = warp::shuffle(warp::ALL, rank, peers.trailing_zeros());
+            let at = shape.topk + tile * fill.tile_packets();
+            let to = packet::nth(routing.message(peer, token), at.into());
+            packet::write_tile::<F>(to, left, made, packet::tag(routing.epoch));
+            peers &= peers - 1;
+        }
+    }
+}
+
+/// This lane's part of a tile of a row; zeros if there is none.
+#[inline(always)]
+unsafe fn load<F: Outgoing>(args: &DispatchArgs, item: Option<u32>, tiles: u32, cells: u32) -> Quads {
+    let index = item.unwrap_or(0);
+    let (token, tile) = (index / tiles, index % tiles);
     let row = args.x.offset(token as u64 * 2 * args.batch.shape.hidden as u64);
     let mut quads = format::ZEROS;
     unroll!(PLANE in 3 {
         let cell = tile * TILE_CELLS + 32 * PLANE as u32 + thread::lane();
-        if cell < cells {
+        if item.is_some() && cell < cells {
             unroll!(QUAD in 2 {
                 if QUAD < F::QUADS {
                     let at = (cell as usize * F::QUADS + QUAD) as u64;
