@@ -25,6 +25,10 @@ struct Source {
     completed: usize,
     /// 16-byte loads and stores of rows in global memory.
     quads: [bool; 2],
+    /// Whether it reads and writes packets.
+    packets: bool,
+    /// Warps of a block, at most.
+    warps: u32,
 }
 
 const NOTHING: Source = Source {
@@ -36,6 +40,8 @@ const NOTHING: Source = Source {
     bulk: None,
     completed: 1,
     quads: [false, false],
+    packets: false,
+    warps: 16,
 };
 
 /// `barriers`: 4 in `count`, 1 in `arrive`'s sums of counts, 1 in each of two meetings. `barriers_or`: 1 each in `count`,
@@ -49,7 +55,38 @@ const BY_EXPERT: Source = Source { barriers: 9, flags_set: 4, flags_awaited: 3, 
 /// `barriers`: 1 in the meeting. `barriers_or`: 1 after the wait, 1 in the meeting. Flags: `ready_flags`.
 const COMBINE: Source = Source { barriers: 1, barriers_or: 2, flags_set: 1, flags_awaited: 1, ..NOTHING };
 
-const KERNELS: [Source; 14] = [
+/// All but one for each of two formats. `barriers`: 1 after the counting, 3 around that of further summaries, 1 before rows
+/// are received; once, 1 between the halves. `barriers_or`: 2 after the routing, 1 after the summaries. Flags: those of
+/// earlier reads are awaited, and set behind a fence.
+const LOW_LATENCY_DISPATCH: Source = Source {
+    name: "tokenrail_low_latency_dispatch",
+    barriers: 2 * 5 + 1,
+    barriers_or: 2 * 3,
+    flags_awaited: 2,
+    quads: [true, true],
+    packets: true,
+    ..NOTHING
+};
+
+/// `barriers`: 1 between the halves, 1 after the receiving one. `barriers_or`: 1 after the wait.
+const LOW_LATENCY_COMBINE: Source = Source {
+    name: "tokenrail_low_latency_combine",
+    barriers: 2,
+    barriers_or: 1,
+    flags_awaited: 1,
+    quads: [true, true],
+    packets: true,
+    warps: 10,
+    ..NOTHING
+};
+
+const KERNELS: [Source; 20] = [
+    LOW_LATENCY_DISPATCH,
+    LOW_LATENCY_COMBINE,
+    Source { name: "tokenrail_low_latency_combine_fp8", warps: 8, ..LOW_LATENCY_COMBINE },
+    Source { name: "tokenrail_low_latency_combine_log10", warps: 8, ..LOW_LATENCY_COMBINE },
+    Source { name: "tokenrail_delay", flags_awaited: 1, ..NOTHING },
+    Source { name: "tokenrail_stream", quads: [true, false], ..NOTHING },
     Source { name: "tokenrail_dispatch", bulk: Some([true, true]), ..DISPATCH },
     Source { name: "tokenrail_dispatch_plain", quads: [true, true], ..DISPATCH },
     // Padding is zeroed 16 bytes at a time. Complete: a chunk, the last of them, and what was expanded.
@@ -92,8 +129,8 @@ const KERNELS: [Source; 14] = [
     },
 ];
 
-/// Blocks have 16 warps, and an SM has 65536 registers.
-const MOST_REGISTERS: u32 = 65536 / (16 * 32);
+/// Registers of an SM.
+const REGISTERS: u32 = 65536;
 
 /// Calls `check` with every kernel of every image; `what` names both in messages.
 fn each_kernel(check: impl Fn(&str, &KernelImage, &Source, &Function)) {
@@ -200,6 +237,15 @@ fn rows_move_by_bulk_copies_or_16_bytes_at_a_time() {
 }
 
 #[test]
+fn packets_are_read_and_written_at_once() {
+    each_kernel(|what, _, source, kernel| {
+        let has = |prefix| kernel.count(prefix) > 0;
+        let both = [has("ld.relaxed.sys.global.b128"), has("st.relaxed.sys.global.b128")];
+        assert_eq!(both, [source.packets; 2], "{what}");
+    });
+}
+
+#[test]
 fn floats_are_rounded_after_every_operation() {
     each_kernel(|what, image, _, kernel| {
         // Without `.rn`, ptxas may make one operation of a product and a sum.
@@ -216,12 +262,14 @@ fn floats_are_rounded_after_every_operation() {
         let has = |prefix| kernel.count(prefix) > 0;
         let is = |names: &[&str]| names.iter().any(|name| kernel.name.starts_with(name));
         let to_half = is(&["tokenrail_experts", "tokenrail_combine", "tokenrail_reduce", "tokenrail_probe"]);
-        let to_e4m3 = is(&["tokenrail_quantize", "tokenrail_probe"]);
-        assert_eq!(has("cvt.rn.bf16x2.f32"), to_half, "{what}");
+        let to_bf16 = to_half || is(&["tokenrail_low_latency_combine"]);
+        let low_latency_fp8 = is(&["tokenrail_low_latency_dispatch", "tokenrail_low_latency_combine_fp8"]);
+        let to_e4m3 = is(&["tokenrail_quantize", "tokenrail_probe"]) || low_latency_fp8;
+        assert_eq!(has("cvt.rn.bf16x2.f32"), to_bf16, "{what}");
         assert_eq!([has("cvt.rn.f16x2.f32"), has("cvt.f32.f16")], [to_half; 2], "{what}");
         assert_eq!(has("cvt.rn.satfinite.e4m3x2.f32"), to_e4m3 && image.sm >= 90, "{what}");
         // Also `add.rn.f32x2`, two such sums. Without an instruction for e4m3 an addition rounds.
-        assert_eq!(has("add.rn.f32"), to_half || to_e4m3 && image.sm < 90, "{what}");
+        assert_eq!(has("add.rn.f32"), to_bf16 || to_e4m3 && image.sm < 90, "{what}");
     });
 }
 
@@ -248,7 +296,9 @@ fn kernels_fit_their_blocks() {
         }
         for kernel in image.kernels {
             let what = format!("sm_{}, {} lane: {kernel:?}", image.sm, image.lane);
-            assert!((1..=MOST_REGISTERS).contains(&kernel.registers), "{what}");
+            let warps =
+                KERNELS.iter().find(|source| source.name == kernel.name).map_or(16, |source| source.warps);
+            assert!((1..=REGISTERS / (32 * warps)).contains(&kernel.registers), "{what}");
             assert_eq!(
                 (kernel.stack_bytes, kernel.spill_store_bytes, kernel.spill_load_bytes),
                 (0, 0, 0),
