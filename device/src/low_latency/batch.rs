@@ -145,8 +145,8 @@ impl Batch {
         }
     }
 
-    /// Adds up how long the batch's earlier kernels have waited. By the last warp of the last block, before a barrier that
-    /// no epoch is counted ahead of.
+    /// Adds up how long the batch's earlier kernels have waited. By the last warp of the last block, before
+    /// it counts an epoch.
     ///
     /// # Safety
     /// See [`Batch::peer`].

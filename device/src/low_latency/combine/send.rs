@@ -29,7 +29,6 @@ pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
         let peers = Peers::load(batch, shared::base());
         batch.acknowledge();
-        batch.add_up_waits();
         let most = most_tokens(args).max(1);
         let mut items = share(shape.ranks * most * tiles);
         let row = |item: u32| {
@@ -50,6 +49,7 @@ pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
         if block::barrier_or(!ready) {
             return;
         }
+        batch.add_up_waits();
         if let Some(item) = first
             && row(item).came_here()
         {

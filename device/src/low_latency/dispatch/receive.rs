@@ -135,7 +135,7 @@ impl Receiver<'_> {
                 // Partner: `Routing::tell_summary`, on the source.
                 match packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns) {
                     Ok(([a, b, c], waited)) => {
-                        if waited {
+                        if waited && index % packets == 0 {
                             self.has_waited(source);
                         }
                         let at = told(shape, source, 3 * (index % packets));

@@ -105,9 +105,8 @@ impl<'a> Routing<'a> {
                 tokens: if fits { counted } else { 0 },
                 valid: fits,
             };
-            batch.acknowledge();
-            batch.add_up_waits();
             let valid = routing.stage() && fits;
+            batch.acknowledge();
             routing.clear();
             meanwhile();
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);

@@ -78,9 +78,12 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
         let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
         let mut made = Tile::ZERO;
         let routing = Routing::new(args, epoch, deadline_ns, || {
-            made = F::tile(args, &quads, cells - first.unwrap_or(0) % tiles * TILE_CELLS);
+            if let Some(item) = first {
+                made = F::tile(args, &quads, cells - item % tiles * TILE_CELLS);
+            }
         });
         let Some(routing) = routing else { return };
+        batch.add_up_waits();
         // Rows go first: they are the most.
         let write = |item: u32, made: &Tile| {
             let (token, tile) = (item / tiles, item % tiles);
