@@ -3,7 +3,7 @@
 use super::tensor::nth;
 use super::wire::through_the_wire;
 use super::{Placement, Quantized, SCALE_GROUP, TokenBatch, quantize, quantize_ue8m0, ue8m0_to_f32};
-use crate::{CombineFormat, DispatchFormat, Half, Summation};
+use crate::{CombineFormat, DispatchFormat, Element, Half, Summation};
 use half::bf16;
 
 /// What an expert holds after a low-latency dispatch: a row for each token that names it, in however many slots, by source
@@ -26,13 +26,14 @@ pub struct ExpertRows {
 /// its experts.
 ///
 /// # Panics
-/// If there is not one batch a rank.
+/// If there is not one batch a rank, or one is not of bf16.
 pub fn low_latency_dispatch(
     batches: &[TokenBatch],
     placement: &Placement,
     format: DispatchFormat,
 ) -> Vec<Vec<ExpertRows>> {
     assert_eq!(batches.len(), placement.ranks(), "one batch a rank");
+    assert!(batches.iter().all(|batch| batch.element == Element::Bf16), "rows are bf16");
     let sent: Vec<_> = batches.iter().map(|batch| made(batch, format)).collect();
     let of_expert = |expert: usize| {
         let mut all = ExpertRows {
@@ -372,5 +373,39 @@ mod tests {
         // A lone −0.
         assert_eq!(sum([-0.0; 3], Summation::ByRank).to_bits(), (-0.0f32).to_bits());
         Ok(())
+    }
+
+    #[test]
+    fn rows_travel_with_or_without_their_weights() -> Result<(), OracleError> {
+        // bf16 does not hold 1 + 2^−9, but it holds what is left of that less 1.
+        let rest = 2f32.powi(-9);
+        let weights = [vec![1.0 + rest, 1.0], vec![], vec![]];
+        let sum = |ranks: usize, summation| -> Result<f32, OracleError> {
+            let batch = |topk_idx: Vec<i32>| {
+                let x = vec![bf16::ONE; 8 * topk_idx.len() / 2];
+                let topk_weights = vec![9.0; topk_idx.len()];
+                TokenBatch::bf16(&x, 8, Routing { topk: 2, topk_idx, topk_weights })
+            };
+            let batches = [batch(vec![0, 2])?, batch(vec![])?, batch(vec![])?];
+            let rows = [1.0, 0.0, -1.0].map(|value| vec![Half::Bf16.round(value); 8]);
+            let outputs: Vec<_> = rows.chunks(3 / ranks).map(<[_]>::to_vec).collect();
+            let (batches, weights) = (&batches[..ranks], &weights[..ranks]);
+            let (placement, format) = (Placement::new(ranks, 3)?, CombineFormat::Bf16);
+            let sums = low_latency_combine(&outputs, batches, weights, &placement, summation, format);
+            Ok(Half::Bf16.to_f32(sums[0][0]))
+        };
+        // Rounded on its way, or with the other row's in one sum, or not at all.
+        assert_eq!([sum(3, Summation::ByRank)?, sum(1, Summation::ByRank)?], [0.0, rest]);
+        assert_eq!([sum(3, Summation::BySlot)?, sum(1, Summation::BySlot)?], [rest, rest]);
+        Ok(())
+    }
+
+    #[test]
+    #[should_panic(expected = "rows are bf16")]
+    fn other_rows_are_refused() {
+        let routing = Routing { topk: 1, topk_idx: vec![0], topk_weights: vec![1.0] };
+        let batch = TokenBatch::f16(&[bf16::ONE; 8], 8, routing).expect("lengths agree");
+        let placement = Placement::new(1, 1).expect("one of each");
+        low_latency_dispatch(&[batch], &placement, DispatchFormat::Bf16);
     }
 }
