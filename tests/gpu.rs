@@ -3,11 +3,14 @@
 //! Where there is no GPU a test says `skipped` and why.
 #![cfg(feature = "cuda")]
 
+#[path = "common/low_latency.rs"]
+mod batches;
 mod common;
 mod skip;
 #[path = "common/streams.rs"]
 mod streams;
 
+use common::input;
 use common::random::Limits;
 use common::{Calls, Case, Where, check};
 use proptest::strategy::{Strategy, ValueTree};
@@ -24,6 +27,12 @@ use tokenrail::{
 fn on_gpus(test: impl Fn(&Backend)) {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Ranks that share a GPU wait for each other's streams: none may stand behind another's in a queue of the hardware, of
+    // which there are 8 unless the driver is told otherwise before it starts.
+    static QUEUES: std::sync::Once = std::sync::Once::new();
+    // SAFETY: before the first call of the driver, under the lock that every test takes first; nothing else here reads the
+    // environment without it.
+    QUEUES.call_once(|| unsafe { std::env::set_var("CUDA_DEVICE_MAX_CONNECTIONS", "32") });
     if let Err(error) = Backend::cuda_devices() {
         skip::skipped(error);
         return;
@@ -207,11 +216,11 @@ fn captured_overlapping_and_beside_each_other() {
 #[test]
 fn low_latency_in_any_order() {
     on_gpus(|backend| {
-        let limits = common::low_latency::Limits { ranks: 4, tokens: 60, sixteens: 450, batches: 5, sms: 16 };
+        let limits = batches::Limits { ranks: 4, tokens: 60, sixteens: 450, batches: 5, sms: 16 };
         let mut runner = TestRunner::deterministic();
         for _ in 0..number("TOKENRAIL_SOAK", 40).div_ceil(4) {
-            let case = common::low_latency::cases(limits).new_tree(&mut runner).unwrap().current();
-            common::low_latency::check(&case, backend);
+            let case = batches::cases(limits).new_tree(&mut runner).unwrap().current();
+            batches::check(&case, backend);
         }
     });
 }
@@ -220,10 +229,10 @@ fn low_latency_in_any_order() {
 fn low_latency_of_full_size() {
     on_gpus(|backend| {
         for halves in [false, true] {
-            let config = common::low_latency::config(256, 8, 7168, LowLatency::new(128));
-            let case = common::low_latency::Case::new(config, &[&[128, 128], &[128, 1], &[128, 128]]);
+            let config = batches::config(256, 8, 7168, LowLatency::new(128));
+            let case = batches::Case::new(config, &[&[128, 128], &[128, 1], &[128, 128]]);
             let order = vec![0, 1, 0, 1, 0, 1, 0, 1];
-            common::low_latency::check(&common::low_latency::Case { halves, order, ..case }, backend);
+            batches::check(&batches::Case { halves, order, ..case }, backend);
         }
     });
 }
@@ -232,8 +241,8 @@ fn low_latency_of_full_size() {
 #[test]
 fn low_latency_graphs_and_late_ranks() {
     on_gpus(|backend| {
-        common::low_latency::replays(backend, number("TOKENRAIL_REPLAYS", 500));
-        common::low_latency::late_rank(backend);
+        batches::replays(backend, number("TOKENRAIL_REPLAYS", 500));
+        batches::late_rank(backend);
     });
 }
 

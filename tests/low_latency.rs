@@ -1,8 +1,11 @@
 //! Low-latency calls against the CPU reference, on the emulator.
 
-mod common;
+#[path = "common/low_latency.rs"]
+mod batches;
+#[path = "common/input.rs"]
+mod input;
 
-use common::low_latency::{Case, Limits, cases, check, config};
+use batches::{Case, Limits, cases, check, config};
 use proptest::prelude::*;
 use tokenrail::{Backend, CombineFormat, DispatchFormat, LowLatency, ScaleLayout, Summation};
 
@@ -72,12 +75,12 @@ fn scales_for_grouped_gemms() {
 
 #[test]
 fn graphs_are_replayed_with_other_tokens() {
-    (0..2).for_each(|seed| common::low_latency::replays(&Backend::emulator(seed), 9));
+    (0..2).for_each(|seed| batches::replays(&Backend::emulator(seed), 9));
 }
 
 #[test]
 fn a_late_rank_costs_time_alone() {
-    (0..3).for_each(|seed| common::low_latency::late_rank(&Backend::emulator(seed)));
+    (0..3).for_each(|seed| batches::late_rank(&Backend::emulator(seed)));
 }
 
 /// What the emulator does in a moment.

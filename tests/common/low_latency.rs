@@ -1,6 +1,6 @@
 //! Low-latency batches, checked in every part against the CPU reference, in any order in which they may overlap.
 
-use super::{POISON, numbers, routing, same};
+use super::input::{POISON, numbers, routing, same};
 use half::bf16;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -158,7 +158,7 @@ struct Work<'a> {
 enum Next {
     Dispatch,
     Receive(DispatchHook),
-    Combine(Batch),
+    Combine(Box<Batch>),
     Sum(CombineHook),
     Done,
 }
@@ -333,12 +333,14 @@ impl Rank<'_> {
             Next::Dispatch if self.case.halves => {
                 Next::Receive(calls.dispatch_send(stream, &work.input).unwrap())
             }
-            Next::Dispatch => Next::Combine(calls.dispatch(stream, &work.input, &work.rows).unwrap()),
+            Next::Dispatch => {
+                Next::Combine(Box::new(calls.dispatch(stream, &work.input, &work.rows).unwrap()))
+            }
             Next::Receive(hook) => {
                 let batch = calls.dispatch_receive(stream, hook, &work.rows).unwrap();
                 // Not a second time.
                 assert!(calls.dispatch_receive(stream, hook, &work.rows).is_err());
-                Next::Combine(batch)
+                Next::Combine(Box::new(batch))
             }
             Next::Combine(batch) => {
                 let next = if self.case.halves {

@@ -1,6 +1,7 @@
 //! Exchanges that are captured, that overlap each other and that stand beside each other. Experts give back what they get.
 
-use super::{batch, routing, same};
+use super::batch;
+use super::input::{routing, same};
 use std::time::Duration;
 use tokenrail::gpu::Plain;
 use tokenrail::oracle::{self, Placement, TokenBatch};
