@@ -166,6 +166,39 @@ fn a_sweep_measures_and_checks_everything_that_was_asked_for() {
     assert!(dispatched("by-expert") > dispatched("rank-major"), "rows by expert are more work");
 }
 
+/// A small measurement of latencies with these settings besides.
+fn latency(args: &str) -> Output {
+    tokenrail(&format!("latency --ranks 2 --hidden 144 --experts 8 --topk 3 --iterations 2 {args}"))
+}
+
+#[test]
+fn latencies_are_of_every_part_and_checked() {
+    let file = folder("latency").join("latency.json");
+    for args in
+        ["", "--dispatch bf16 --combine fp8 --summation by-slot", "--dispatch fp8-ue8m0 --combine log10"]
+    {
+        let output = latency(&format!("--tokens 0,6 --sms 2 {args} --json {}", file.display()));
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{out}{err}");
+        assert!(out.contains(&format!("ok: {} combined rows equal", 2 * 6)), "{out}");
+        let json = json(&file);
+        let rows = json["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), 2);
+        let median = |row: usize, part: &str| rows[row]["times"][part]["median"].as_f64().expect("a number");
+        for row in rows {
+            assert_eq!(row["times"].as_object().expect("times").len(), 12, "{row}");
+        }
+        // 6 tokens take longer than none.
+        for part in ["send", "receive", "send back", "sum", "both"] {
+            assert!(median(1, part) > median(0, part), "{part}: {json}");
+        }
+    }
+    assert!(text(&latency("--tokens 2 --no-check").stdout).contains("nothing was compared"));
+    fails(&latency("--tokens 2 --hidden 24"), 1, &["hidden = 24", "must be a multiple of 16"]);
+    fails(&latency("--tokens 9000"), 1, &["low_latency.tokens = 9000", "must be 1 to 2730"]);
+    fails(&latency("--tokens 2 --sms 500"), 1, &["sms: 500"]);
+}
+
 #[test]
 fn a_sweep_may_check_nothing_and_says_so() {
     let output = sweep("--tokens 4 --sms 1,1000 --element bf16 --no-check");

@@ -92,7 +92,7 @@ impl Receiver<'_> {
             // The first one is looked at while rows are counted.
             let first = items.next();
             let (source, token, at) = tile(first.unwrap_or(0));
-            let look = self.look::<F>(source, token, at);
+            let look = self.look::<F>(first.is_some(), source, token, at);
             self.count();
             block::barrier();
             if first.is_some() && comes(shape, source, token) && !self.row::<F>(source, token, at, look) {
@@ -103,7 +103,7 @@ impl Receiver<'_> {
                 if !comes(shape, source, token) {
                     continue;
                 }
-                let look = self.look::<F>(source, token, at);
+                let look = self.look::<F>(true, source, token, at);
                 if !self.row::<F>(source, token, at, look) {
                     return false;
                 }
@@ -223,21 +223,23 @@ impl Receiver<'_> {
         packet::nth(batch.own.offset(batch.arena.messages), index)
     }
 
-    /// Looks at a tile of a row and at what is said of the row.
+    /// Looks at a tile of a row and at what is said of the row, if there is one.
     #[inline(always)]
-    unsafe fn look<F: Filled>(&self, source: u32, token: u32, tile: u32) -> Look {
+    unsafe fn look<F: Filled>(&self, is_there: bool, source: u32, token: u32, tile: u32) -> Look {
         let shape = &self.args.batch.shape;
         let fill = shape.dispatched();
         let cells = fill.cells(shape.hidden) - tile * TILE_CELLS;
         let message = self.message(source, token);
         let mut look = Look::NOTHING;
-        // SAFETY: the contract.
-        unsafe {
-            if thread::lane() < shape.topk {
-                look.slot = mem::load_relaxed_sys_b128(packet::nth(message, thread::lane().into()));
+        if is_there {
+            // SAFETY: the contract.
+            unsafe {
+                if thread::lane() < shape.topk {
+                    look.slot = mem::load_relaxed_sys_b128(packet::nth(message, thread::lane().into()));
+                }
+                let from = packet::nth(message, (shape.topk + tile * fill.tile_packets()).into());
+                look.row = Peek::at::<F>(from, cells);
             }
-            let from = packet::nth(message, (shape.topk + tile * fill.tile_packets()).into());
-            look.row = Peek::at::<F>(from, cells);
         }
         look
     }
