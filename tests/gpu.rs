@@ -27,6 +27,11 @@ use tokenrail::{
 fn on_gpus(test: impl Fn(&Backend)) {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // docs/decisions.md says why.
+    static QUEUES: std::sync::Once = std::sync::Once::new();
+    // SAFETY: before the first call of the driver, under the lock that every test takes first; nothing else here reads the
+    // environment without it.
+    QUEUES.call_once(|| unsafe { std::env::set_var("CUDA_DEVICE_MAX_CONNECTIONS", "32") });
     if let Err(error) = Backend::cuda_devices() {
         skip::skipped(error);
         return;
