@@ -64,15 +64,7 @@ enum Command {
     Info(info::InfoArgs),
 }
 
-/// How many streams a GPU runs independently of each other. Ranks that share one need more than the 8 there are by default
-/// (docs/decisions.md).
-const CONNECTIONS: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
-
 fn main() -> ExitCode {
-    if std::env::var_os(CONNECTIONS.0).is_none() {
-        // SAFETY: this is the only thread so far.
-        unsafe { std::env::set_var(CONNECTIONS.0, CONNECTIONS.1) };
-    }
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Sweep(args) => sweep::sweep(&args),
