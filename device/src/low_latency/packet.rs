@@ -95,7 +95,7 @@ pub unsafe fn void(from: Address, count: u32) {
 /// Writes a tile whose row has `cells` cells from its beginning on, a warp together.
 ///
 /// # Safety
-/// As [`write`].
+/// As [`write()`].
 #[inline(always)]
 pub unsafe fn write_tile<F: Filled>(to: Address, cells: u32, tile: &Tile, tag: u32) {
     let lane = thread::lane();
