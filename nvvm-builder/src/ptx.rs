@@ -256,7 +256,7 @@ $L__BB0_1: bar.sync 	0;
     fn retargeting_touches_two_lines() {
         let out = retarget(PTX, Arch::Sm90);
         let changed: Vec<_> = out.lines().filter(|line| !PTX.lines().any(|old| old == *line)).collect();
-        assert_eq!(changed, [".version 8.3", ".target sm_90"]);
+        assert_eq!(changed, [".version 8.4", ".target sm_90"]);
         assert_eq!(out.lines().count(), PTX.lines().count());
     }
 }
