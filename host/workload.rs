@@ -126,7 +126,7 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// Ready to read `bytes` of weights with all multiprocessors.
+    /// Ready to read `bytes` of weights with all multiprocessors; on the emulator, with as many as a call takes.
     ///
     /// # Errors
     /// [`Error::Device`] without enough memory; [`Error::Argument`] for more than 64 GiB.
@@ -135,8 +135,13 @@ impl Busy {
             let limit = "at most 64 GiB can be read at once".into();
             return Err(Error::Argument { argument: "bytes", value: bytes.to_string(), limit });
         }
-        let blocks = gpu.description().multiprocessors / gpu.description().ranks;
-        let threads = blocks * gpu.description().warps * WARP;
+        let device = gpu.description();
+        // A block of the emulator's has a stack for each thread.
+        let blocks = match device.capability {
+            0 => device.default_sms,
+            _ => device.multiprocessors / device.ranks,
+        };
+        let threads = blocks * device.warps * WARP;
         Ok(Self {
             weights: gpu.alloc_zeroed(bytes)?,
             sums: gpu.alloc(4 * threads as usize)?,
