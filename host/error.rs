@@ -1,5 +1,6 @@
 //! The one error type.
 
+use crate::fabric::Cause;
 use std::time::Duration;
 
 /// What can go wrong, and what to do about it.
@@ -202,6 +203,26 @@ pub enum Error {
         call: &'static str,
         /// What speaks against it.
         why: &'static str,
+    },
+    /// The fabric between nodes refused a call.
+    #[error("fabric: {call} failed: {reason}")]
+    Fabric {
+        /// What was being done.
+        call: String,
+        /// What was said.
+        reason: String,
+    },
+    /// The connection to a rank of another node has failed. The exchange cannot be used any more; the GPU can.
+    #[error("rank {rank} lost lane {lane} to rank {peer}: {cause}")]
+    Link {
+        /// The rank that noticed.
+        rank: u32,
+        /// The rank at the other end.
+        peer: u32,
+        /// Which of the connections to it.
+        lane: u32,
+        /// Why.
+        cause: Cause,
     },
     /// The driver, or the emulator, refused a call.
     #[error("{call} failed: {reason}")]

@@ -5,6 +5,7 @@ mod arena;
 pub mod config;
 mod error;
 pub mod exchange;
+pub mod fabric;
 pub mod gpu;
 mod group;
 pub mod oracle;
