@@ -33,6 +33,15 @@ pub fn run(shared: &Shared) {
             continue;
         }
         if engine.scheduler.is_idle() {
+            drop(host);
+            let moved = engine.scheduler.run_actors();
+            host = shared.lock();
+            // Without the lock an operation may have come, and nobody wakes this thread for it again.
+            if moved || !host.all_blocked() || host.has_operation() {
+                host.now_ns = engine.scheduler.now_ns();
+                shared.changed.notify_all();
+                continue;
+            }
             host = shared.park(host);
             continue;
         }

@@ -26,6 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod actor;
 mod block;
 mod bulk;
 mod collective;
@@ -39,7 +40,8 @@ pub mod simt;
 mod stack;
 mod stream;
 
-pub use machine::{Device, Machine, Participant};
+pub use actor::{Actor, Attached, Outlook};
+pub use machine::{Device, Machine};
 pub use memory::Allocation;
 pub use stream::{Event, Launch, Stream};
 

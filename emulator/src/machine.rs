@@ -1,10 +1,10 @@
 //! The host's side: machines, devices, and the lockstep between host threads and the engine.
 
+use crate::actor::{Actor, Actors, Attached};
 use crate::memory::{Allocation, Block, Registry};
 use crate::stream::{Event, Launch, Operation, Stream};
 use crate::{Error, Fault, Options, engine};
 use std::collections::{BTreeMap, VecDeque};
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -39,6 +39,7 @@ pub struct Shared {
     pub options: Options,
     pub registry: Registry,
     pub changed: Condvar,
+    pub actors: Actors,
     host: Mutex<Host>,
 }
 
@@ -48,7 +49,6 @@ pub struct Host {
     machine: usize,
     pub devices: Vec<DeviceState>,
     waiters: Vec<Waiter>,
-    participants: Vec<HostThread>,
     engine: Option<HostThread>,
     next_waiter: u64,
     next_stream: u64,
@@ -210,7 +210,7 @@ impl Host {
         self.engine = Some(this_thread());
     }
 
-    /// The devices' users and other participants that do not wait; a thread that has ended holds nobody up.
+    /// The devices' users that do not wait; a thread that has ended holds nobody up.
     fn running(&self) -> Vec<String> {
         let waiting = waiting();
         let waits = |thread: &HostThread| waiting.iter().any(|(_, other)| other.ptr_eq(thread));
@@ -219,7 +219,7 @@ impl Host {
     }
 
     fn users(&self) -> impl Iterator<Item = &HostThread> {
-        self.devices.iter().filter_map(|device| device.owner.as_ref()).chain(&self.participants)
+        self.devices.iter().filter_map(|device| device.owner.as_ref())
     }
 
     /// Whether a thread that takes part is blocked in another machine: it will go on here, so that time has to stand
@@ -293,15 +293,17 @@ impl Host {
         }
     }
 
+    /// Whether there is an operation that can begin.
+    pub fn has_operation(&self) -> bool {
+        let mut streams = self.devices.iter().flat_map(|device| device.streams.values());
+        streams.any(|stream| !stream.running && stream.queue.front().is_some_and(Operation::can_begin))
+    }
+
     /// Takes the first operation that can begin, in the order of devices and streams.
     pub fn next_operation(&mut self) -> Option<(usize, u64, Operation)> {
-        let ready = |operation: &Operation| match operation {
-            Operation::Wait(event) => event.time_ns().is_some(),
-            _ => true,
-        };
         for (device, state) in self.devices.iter_mut().enumerate() {
             for (&id, stream) in &mut state.streams {
-                if !stream.running && stream.queue.front().is_some_and(ready) {
+                if !stream.running && stream.queue.front().is_some_and(Operation::can_begin) {
                     stream.running = true;
                     return stream.queue.pop_front().map(|operation| (device, id, operation));
                 }
@@ -387,7 +389,6 @@ impl Machine {
             machine: MACHINES.fetch_add(1, Ordering::Relaxed),
             devices: (0..options.devices).map(|_| DeviceState::default()).collect(),
             waiters: Vec::new(),
-            participants: Vec::new(),
             engine: None,
             next_waiter: 0,
             next_stream: 0,
@@ -397,7 +398,13 @@ impl Machine {
             retired: Vec::new(),
         };
         let registry = Registry::default();
-        let shared = Arc::new(Shared { options, registry, changed: Condvar::new(), host: Mutex::new(host) });
+        let shared = Arc::new(Shared {
+            options,
+            registry,
+            changed: Condvar::new(),
+            actors: Actors::default(),
+            host: Mutex::new(host),
+        });
         let engine = shared.clone();
         let thread = std::thread::Builder::new().name("emulator".into()).spawn(move || engine::run(&engine));
         // Without an engine nothing runs: calls wait until their timeouts. Hosts that cannot start a thread are rare
@@ -441,12 +448,13 @@ impl Machine {
         self.0.shared.wait(None, Ready::Other(ready), timeout)
     }
 
-    /// Makes the calling thread one that emulated time waits for, as if it used a device, until the guard is dropped.
-    /// For threads that serve kernels without launching any, such as a proxy that polls a ring in memory.
-    pub fn take_part(&self) -> Participant {
-        let thread = this_thread();
-        self.0.shared.lock().participants.push(thread.clone());
-        Participant { machine: self.clone(), thread, _not_send: PhantomData }
+    /// Has `actor` move with emulated time, until what this gives is dropped.
+    pub fn attach(&self, actor: Box<dyn Actor>) -> Attached {
+        Attached::new(self.clone(), actor)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 
     /// Makes blocked threads look again. Call it after changing what their `ready` reads.
@@ -454,26 +462,6 @@ impl Machine {
         // Taken so that nobody is between looking and waiting.
         drop(self.0.shared.lock());
         self.0.shared.changed.notify_all();
-    }
-}
-
-/// Keeps emulated time from moving while its thread runs. See [`Machine::take_part`].
-pub struct Participant {
-    machine: Machine,
-    thread: HostThread,
-    /// It stands for the thread that made it.
-    _not_send: PhantomData<*const ()>,
-}
-
-impl Drop for Participant {
-    fn drop(&mut self) {
-        let shared = &self.machine.0.shared;
-        let mut host = shared.lock();
-        if let Some(place) = host.participants.iter().position(|thread| thread.ptr_eq(&self.thread)) {
-            host.participants.swap_remove(place);
-        }
-        drop(host);
-        shared.changed.notify_all();
     }
 }
 

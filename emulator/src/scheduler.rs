@@ -3,6 +3,7 @@
 //! Everything here happens on the engine's thread. A running kernel reaches the scheduler through [`CURRENT`], so while
 //! a coroutine runs nothing here may be borrowed: the loop works on a raw pointer and borrows for single statements.
 
+use crate::actor::Outlook;
 use crate::block::{BARRIERS, Block, Resident, SHARED_BASE, State, Thread, WARP};
 use crate::bulk::{Copy, Groups, Kind};
 use crate::collective::Barrier;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How many lanes before its turn a lane's stack is fetched: about as many as memory serves at a time.
 const LANES_AHEAD: usize = 4;
@@ -26,6 +28,10 @@ const LANES_AHEAD: usize = 4;
 const STEPS_PER_POLL: usize = 8;
 /// Steps until the engine looks whether a host thread's wait is over.
 const STEPS_PER_SLICE: usize = 256;
+/// An actor has its turn about once in as many steps.
+const STEPS_PER_ACTOR: u32 = 16;
+/// How long to look away, in real time, when something outside the machine is waited for.
+const GLANCE: Duration = Duration::from_micros(50);
 /// How far the clock moves when all that is left is hand-written polling loops; doubles until something is stored.
 const IDLE_NS: u64 = 1_000;
 /// Most such moves, of a virtual second each in the end, before the loops count as endless.
@@ -92,6 +98,9 @@ pub struct Scheduler<'m> {
     /// The earliest deadline of those in `polling`.
     next_deadline_ns: u64,
     idle_moves: u32,
+    /// Of the actors: when the next of them does something by itself, and whether memory may change from outside.
+    next_act_ns: u64,
+    is_open: bool,
     pub copies: Vec<Copy>,
     /// Buffers of copies that are done.
     spare: Vec<Vec<u8>>,
@@ -121,6 +130,8 @@ impl<'m> Scheduler<'m> {
             steps_to_poll: STEPS_PER_POLL,
             next_deadline_ns: u64::MAX,
             idle_moves: 0,
+            next_act_ns: u64::MAX,
+            is_open: false,
             copies: Vec::new(),
             spare: Vec::new(),
             resident: vec![0; devices],
@@ -279,7 +290,16 @@ impl<'m> Scheduler<'m> {
                     (*this).advance_copy(chosen);
                     continue;
                 }
+                let actors = (*this).shared.actors.count();
+                if actors != 0 && (*this).random.one_in(STEPS_PER_ACTOR) {
+                    let chosen = (*this).random.below(actors);
+                    (*this).step_actors(Some(chosen));
+                    continue;
+                }
                 if runnable == 0 {
+                    if actors != 0 && (*this).step_actors(None) {
+                        continue;
+                    }
                     return Step::Stuck;
                 }
                 let chosen = (*this).random.below(runnable);
@@ -449,8 +469,55 @@ impl<'m> Scheduler<'m> {
         self.steps_to_poll = STEPS_PER_POLL.max(self.polling.len() / 4);
     }
 
-    /// Moves the clock past the earliest deadline, or declares a deadlock.
+    /// Has one actor, or all, do a bit; true if one has.
+    fn step_actors(&mut self, which: Option<usize>) -> bool {
+        let outlooks = self.shared.actors.step(which, self.now_ns);
+        let worked = outlooks.contains(&Outlook::Worked);
+        if worked {
+            self.stored();
+        }
+        if which.is_none() {
+            self.is_open = outlooks.contains(&Outlook::Open);
+            let moments = outlooks.into_iter().filter_map(|outlook| match outlook {
+                Outlook::At(ns) => Some(ns),
+                _ => None,
+            });
+            self.next_act_ns = moments.min().unwrap_or(u64::MAX);
+        }
+        worked
+    }
+
+    /// Has actors do all that they can while there is no kernel, however far that takes the clock; true if there was
+    /// anything.
+    pub fn run_actors(&mut self) -> bool {
+        if self.shared.actors.count() == 0 {
+            return false;
+        }
+        let worked = self.step_actors(None);
+        if !worked && self.next_act_ns != u64::MAX && !self.is_open {
+            self.now_ns = self.now_ns.max(self.next_act_ns);
+            return true;
+        }
+        worked
+    }
+
+    /// Moves the clock past the earliest deadline, or declares a deadlock. If something may come from outside, it moves
+    /// with real time; if an actor has something to do before, that far.
     fn pass_deadline(&mut self) {
+        if self.shared.actors.count() != 0 {
+            if self.is_open {
+                let since = Instant::now();
+                std::thread::sleep(GLANCE);
+                self.now_ns += since.elapsed().as_nanos() as u64;
+                self.stored();
+                return self.poll();
+            }
+            if self.next_act_ns <= self.next_deadline_ns && self.next_act_ns != u64::MAX {
+                self.now_ns = self.now_ns.max(self.next_act_ns);
+                self.step_actors(None);
+                return self.poll();
+            }
+        }
         if !self.spinning.is_empty() && self.idle_moves < MAX_IDLE_MOVES {
             // They may have deadlines that only they know.
             let move_ns = (IDLE_NS << self.idle_moves.min(20)).min(1_000_000_000);

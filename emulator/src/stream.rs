@@ -29,6 +29,16 @@ pub enum Operation {
     Wait(Event),
 }
 
+impl Operation {
+    /// Whether what it waits for has come.
+    pub fn can_begin(&self) -> bool {
+        match self {
+            Self::Wait(event) => event.time_ns().is_some(),
+            _ => true,
+        }
+    }
+}
+
 /// An in-order queue of work for one device. Work already queued goes on when it is dropped.
 pub struct Stream {
     device: Device,

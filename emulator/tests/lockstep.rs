@@ -2,9 +2,7 @@
 
 mod common;
 use common::*;
-use std::ptr::with_exposed_provenance;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -38,40 +36,6 @@ fn two_devices_hand_a_flag_to_each_other() {
         });
         assert_eq!(words.read(), [3, 3]);
     }
-}
-
-#[test]
-fn a_host_thread_serves_a_kernel_that_waits_for_it() {
-    // As a proxy does: it sleeps until a word of memory changes, and answers in another.
-    let machine = machine(1, 0);
-    let device = machine.device(0).unwrap();
-    let words = Words::new(&device, 2);
-    let [asked, answered] = [words.at(0), words.at(1)];
-    let word = |at: u64| with_exposed_provenance::<AtomicU64>(at as usize);
-    thread::scope(|scope| {
-        let (ready, waits) = channel();
-        let proxy = machine.clone();
-        scope.spawn(move || {
-            let _part = proxy.take_part();
-            ready.send(()).unwrap();
-            for round in 1..=10u64 {
-                // SAFETY: the words outlive this thread, and are only accessed as atomics while it runs.
-                let came = move || unsafe { &*word(asked) }.load(Ordering::SeqCst) >= round;
-                assert!(proxy.block_until(Arc::new(came), None));
-                // SAFETY: as above.
-                unsafe { &*word(answered) }.store(round, Ordering::SeqCst);
-            }
-        });
-        waits.recv().unwrap();
-        run_on(&device, (1, 1), 0, move || {
-            for round in 1..=10 {
-                store(asked, round);
-                let deadline_ns = simt::now_ns() + 1_000_000;
-                assert!(wait(answered, round, deadline_ns));
-            }
-        })
-        .unwrap();
-    });
 }
 
 #[test]
