@@ -1,7 +1,10 @@
 //! The settings of an exchange, and what follows from them.
 
+mod internode;
 mod low_latency;
 
+pub(crate) use internode::LinkPlan;
+pub use internode::{Internode, Via};
 pub(crate) use low_latency::BatchPlan;
 pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
 
@@ -120,6 +123,9 @@ pub struct Config {
     pub overflow: Overflow,
     /// Ranks of a node: node n has those from n · `ranks_per_node` on. `None`: all are on one.
     pub ranks_per_node: Option<u32>,
+    /// How ranks of other nodes are reached. `None`: all ranks reach each other's memory, whatever nodes they are on.
+    /// So far low-latency calls alone can do otherwise: `tokens` must be 0.
+    pub internode: Option<Internode>,
     /// Whether there are low-latency calls, and how. They share the arena with the others, which take next to nothing
     /// where `tokens` is 0.
     pub low_latency: Option<LowLatency>,
@@ -191,6 +197,7 @@ impl Config {
             expert_major: None,
             overflow: Overflow::Fail,
             ranks_per_node: None,
+            internode: None,
             low_latency: None,
             copy_engine: false,
             in_flight: 1,
@@ -339,7 +346,7 @@ impl Config {
     /// # Errors
     /// [`Error::Disagreement`] with the first field that differs.
     pub(crate) fn agree(&self, own_rank: u32, theirs: &Self, rank: u32) -> Result<(), Error> {
-        let shown = |config: &Self| -> [(&'static str, String); 16] {
+        let shown = |config: &Self| -> [(&'static str, String); 17] {
             [
                 ("experts", config.experts.to_string()),
                 ("topk", config.topk.to_string()),
@@ -353,6 +360,7 @@ impl Config {
                 ("expert_major", format!("{:?}", config.expert_major)),
                 ("overflow", format!("{:?}", config.overflow)),
                 ("ranks_per_node", format!("{:?}", config.ranks_per_node)),
+                ("internode", config.internode.as_ref().map_or("None".into(), Internode::shared)),
                 ("low_latency", format!("{:?}", config.low_latency.clone().map(LowLatency::shared))),
                 ("copy_engine", config.copy_engine.to_string()),
                 ("in_flight", config.in_flight.to_string()),
@@ -377,6 +385,8 @@ pub(crate) struct Plan {
     pub handle: HandleLayout,
     /// Of low-latency calls, where there are any.
     pub batches: Option<BatchPlan>,
+    /// Of what goes to other nodes, where there are any.
+    pub link: Option<LinkPlan>,
     flights: u64,
     handles: u64,
 }
@@ -386,7 +396,19 @@ impl Plan {
     /// [`Error::Config`] if the settings are not possible.
     pub fn new(config: &Config, ranks: u32) -> Result<Self, Error> {
         let shape = config.shape(ranks)?;
-        Ok(Self {
+        let near_ranks = if config.internode.is_some() { shape.ranks_per_node } else { ranks };
+        let depth = config.low_latency.as_ref().map_or(0, |low_latency| low_latency.depth);
+        let link = match &config.internode {
+            Some(_) if config.tokens > 0 => {
+                let limit = "with internode, there are low-latency calls alone so far: it must be 0";
+                return Err(refuse("tokens", config.tokens, limit));
+            }
+            Some(internode) if near_ranks < ranks => {
+                Some(LinkPlan::new(internode, ranks, near_ranks, depth)?)
+            }
+            _ => None,
+        };
+        let plan = Self {
             shape,
             arena: ArenaLayout::new(&shape),
             work: WorkspaceLayout::new(&shape, config.max_sms),
@@ -394,20 +416,33 @@ impl Plan {
             batches: config
                 .low_latency
                 .as_ref()
-                .map(|low_latency| BatchPlan::new(low_latency, config, ranks))
+                .map(|low_latency| BatchPlan::new(low_latency, config, ranks, near_ranks))
                 .transpose()?,
+            link,
             flights: config.in_flight.into(),
             handles: config.handle_count().into(),
-        })
+        };
+        link.map_or(Ok(()), |link| link.check_arena(plan.arena_bytes()))?;
+        Ok(plan)
     }
 
     /// Bytes of the arena, which peers map.
     pub fn arena_bytes(&self) -> u64 {
+        self.flags_offset() + self.link.map_or(0, |link| link.flags_bytes())
+    }
+
+    /// Bytes of the workspace: each flight's, then the handles, then each batch's, then what kernels share the ring by.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.link_words_offset() + self.link.map_or(0, |_| LinkPlan::WORDS_BYTES)
+    }
+
+    /// Where the flags of ranks of other nodes begin in an arena, behind the batches' parts.
+    pub fn flags_offset(&self) -> u64 {
         self.batch_arena_offset(0) + self.batches.map_or(0, |plan| plan.arena_bytes())
     }
 
-    /// Bytes of the workspace: each flight's, then the handles, then each batch's.
-    pub fn workspace_bytes(&self) -> u64 {
+    /// Where the words that kernels share the ring by begin in the workspace.
+    pub fn link_words_offset(&self) -> u64 {
         self.batch_work_offset(0) + self.batches.map_or(0, |plan| plan.workspace_bytes())
     }
 

@@ -5,6 +5,7 @@ mod dispatch;
 mod failure;
 mod input;
 mod layout;
+mod link;
 pub mod low_latency;
 mod received;
 mod staging;
@@ -15,8 +16,10 @@ pub use received::{ByExpert, Counts, Handle, Received};
 
 use crate::arena::Arena;
 use crate::config::Plan;
+use crate::fabric::ProxyStatistics;
 use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream};
 use crate::{Config, Error, Event, Member};
+use link::Link;
 use low_latency::Buffers;
 use staging::{CombineStaging, DispatchStaging};
 use std::sync::Arc;
@@ -34,6 +37,8 @@ use tokenrail_device::wire::{self, Report};
 /// several that wait for each other's events; different ones may run at the same time, as long as all their
 /// multiprocessors are free at once.
 pub struct Exchange {
+    /// The way to other nodes. Before the memory that it uses, which goes after it.
+    link: Option<Link>,
     member: Member,
     config: Config,
     plan: Plan,
@@ -124,8 +129,10 @@ impl Exchange {
             let at = plan.work_offset(flight) + plan.work.peers;
             gpu.write(workspace.part(at, 8 * shape.ranks as u64), &peers)?;
         }
-        low_latency::write_peers(gpu, &plan, &workspace, &arena)?;
+        low_latency::write_peers(gpu, &plan, &workspace, &arena, member.rank())?;
+        let link = Link::new(&member, config, &plan, &arena, &workspace, patience)?;
         Ok(Self {
+            link,
             config: config.clone(),
             plan,
             arena,
@@ -194,6 +201,11 @@ impl Exchange {
     pub fn local_experts(&self) -> u32 {
         let shape = &self.plan.shape;
         shape.experts.saturating_sub(self.first_expert()).min(shape.experts_per_rank())
+    }
+
+    /// What this rank's proxy has done; `None` if there is none, as all ranks are on one node.
+    pub fn proxy_statistics(&self) -> Option<ProxyStatistics> {
+        self.link.as_ref().map(Link::statistics)
     }
 
     /// A stream of the exchange's own, for communication beside what `stream`s compute.

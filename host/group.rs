@@ -39,11 +39,20 @@ impl Group {
     /// [`Error::Config`] for a number of ranks that is not possible; [`Error::Unavailable`] or [`Error::NoPeerAccess`]
     /// for what the machine does not have.
     pub fn in_process(ranks: u32, backend: &Backend) -> Result<Vec<Member>, Error> {
+        Self::on_nodes(ranks, ranks, backend)
+    }
+
+    /// The same, with the first `ranks_per_node` ranks on one node, the next on another, and so on: only ranks of a node
+    /// have to reach each other's memory. For exchanges with [`Config::internode`].
+    ///
+    /// # Errors
+    /// As [`Group::in_process`]; [`Error::Config`] for a number of ranks of a node that is not possible.
+    pub fn on_nodes(ranks: u32, ranks_per_node: u32, backend: &Backend) -> Result<Vec<Member>, Error> {
         // Any other settings do: it is the number of ranks that is to be checked before devices are opened.
-        Config::new(1, 1, 16, 1).shape(ranks)?;
+        Config { ranks_per_node: Some(ranks_per_node), ..Config::new(1, 1, 16, 1) }.shape(ranks)?;
         let state = State { slots: (0..ranks).map(|_| None).collect(), ..State::default() };
         let board = Arc::new(Board { state: Mutex::new(state) });
-        let gpus = backend.open(ranks)?;
+        let gpus = backend.open(ranks, ranks_per_node)?;
         Ok((0..ranks)
             .zip(gpus)
             .map(|(rank, gpu)| Member { rank, ranks, gpu, board: board.clone() })

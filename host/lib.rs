@@ -16,8 +16,8 @@ pub mod workload;
 pub use tokenrail_device as device;
 
 pub use config::{
-    CombineFormat, Config, DispatchFormat, Element, ExpertMajor, Half, LowLatency, Overflow, ScaleLayout,
-    Summation, bytes_for,
+    CombineFormat, Config, DispatchFormat, Element, ExpertMajor, Half, Internode, LowLatency, Overflow,
+    ScaleLayout, Summation, Via, bytes_for,
 };
 pub use error::Error;
 pub use exchange::low_latency;

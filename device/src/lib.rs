@@ -7,6 +7,7 @@
 //! * [`wire`]: what ranks share: flags, counts, the arena's regions
 //! * [`throughput`]: layout, dispatch and combine for training and prefill
 //! * [`low_latency`]: dispatch and combine for decode
+//! * [`internode`]: commands to the proxy, for what goes to other nodes
 //! * [`quantize`]: bf16 rows to FP8 with scales
 //! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a probe of the machine
 #![no_std]
@@ -16,8 +17,10 @@
 )]
 
 pub mod gpu;
+pub mod internode;
 pub mod kernel;
 pub mod low_latency;
+mod meet;
 pub mod quantize;
 pub mod throughput;
 mod unroll;
@@ -42,6 +45,10 @@ pub const KERNELS: &[&str] = {
         <low_latency::combine::Combine as Kernel>::NAME,
         <low_latency::combine::CombineFp8 as Kernel>::NAME,
         <low_latency::combine::CombineLog10 as Kernel>::NAME,
+        <low_latency::dispatch::DispatchAcross as Kernel>::NAME,
+        <low_latency::combine::CombineAcross as Kernel>::NAME,
+        <low_latency::combine::CombineFp8Across as Kernel>::NAME,
+        <low_latency::combine::CombineLog10Across as Kernel>::NAME,
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
         <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,

@@ -456,6 +456,8 @@ pub enum Phase {
     Rows = 6,
     /// Low-latency combine: what the peer's experts made.
     Parts = 7,
+    /// Room in the ring to this rank's own proxy.
+    Ring = 8,
 }
 
 /// What a kernel that gave up tells the host. The first thread to fail writes it.

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How many lanes before its turn a lane's stack is fetched: about as many as memory serves at a time.
@@ -689,7 +690,7 @@ fn insert<T>(places: &mut Vec<Option<T>>, value: T) -> usize {
 /// It lies in live memory, aligned.
 pub unsafe fn word(address: u64) -> u64 {
     // SAFETY: as the caller says; allocations expose their provenance.
-    unsafe { ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
+    unsafe { AtomicU64::from_ptr(ptr::with_exposed_provenance_mut(address as usize)) }.load(Ordering::Acquire)
 }
 
 /// What a panic in a kernel says.

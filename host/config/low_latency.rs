@@ -94,7 +94,7 @@ impl LowLatency {
     }
 
     /// Checks the settings, those of `config` that they share apart.
-    pub(super) fn shape(&self, config: &Config, ranks: u32) -> Result<Shape, Error> {
+    pub(super) fn shape(&self, config: &Config, ranks: u32, near_ranks: u32) -> Result<Shape, Error> {
         within("low_latency.tokens", self.tokens, 1, MAX_SLOTS / config.topk)?;
         within("low_latency.depth", self.depth, 1, MAX_DEPTH)?;
         if let Some(sms) = self.sms {
@@ -106,6 +106,7 @@ impl LowLatency {
         }
         let shape = Shape {
             ranks,
+            near_ranks,
             experts: config.experts,
             topk: config.topk,
             hidden: config.hidden,
@@ -153,8 +154,13 @@ pub(crate) struct BatchPlan {
 }
 
 impl BatchPlan {
-    pub(super) fn new(low_latency: &LowLatency, config: &Config, ranks: u32) -> Result<Self, Error> {
-        let shape = low_latency.shape(config, ranks)?;
+    pub(super) fn new(
+        low_latency: &LowLatency,
+        config: &Config,
+        ranks: u32,
+        near_ranks: u32,
+    ) -> Result<Self, Error> {
+        let shape = low_latency.shape(config, ranks, near_ranks)?;
         Ok(Self {
             shape,
             arena: ArenaLayout::new(&shape),

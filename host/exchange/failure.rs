@@ -11,10 +11,16 @@ impl Exchange {
     /// # Errors
     /// [`Error::ExpertOutOfRange`], [`Error::TokenCount`], [`Error::PeerInput`], [`Error::HandleMismatch`] or
     /// [`Error::Capacity`] when nothing was sent, on all ranks alike, and the exchange goes on; [`Error::ExpertRows`] when
-    /// this rank's expert-major form is too small, and the exchange goes on; [`Error::Late`] when a peer did not come,
-    /// after which it is unusable.
+    /// this rank's expert-major form is too small, and the exchange goes on; [`Error::Late`] when a peer did not come, and
+    /// [`Error::Link`] or [`Error::Fabric`] when the way to one is lost, after which it is unusable.
     pub fn finish(&mut self, stream: &Stream) -> Result<(), Error> {
         stream.synchronize().inspect_err(|_| self.failed = true)?;
+        // Of a connection that is gone kernels know only that something is late.
+        let lost = self.link.as_ref().and_then(|link| link.failure(self.rank()));
+        if let Some(error) = lost {
+            self.failed = true;
+            return Err(error);
+        }
         let Some((buffer, claim)) = self.reported() else { return Ok(()) };
         let report = Report::from_words(buffer.read());
         buffer.clear::<{ Report::WORDS }>();
@@ -72,6 +78,7 @@ fn explain(report: &Report) -> Error {
                 phase if phase == Phase::Summary as u64 => "routing of a low-latency dispatch",
                 phase if phase == Phase::Rows as u64 => "rows of a low-latency dispatch",
                 phase if phase == Phase::Parts as u64 => "outputs for a low-latency combine",
+                phase if phase == Phase::Ring as u64 => "room in the ring to its proxy",
                 _ => "outputs for a combine",
             },
             epoch: report.epoch,

@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+use super::link::NOWHERE;
 use super::{Exchange, Tokens};
 use crate::arena::Arena;
 use crate::config::{BatchPlan, Plan};
@@ -53,9 +54,11 @@ use crate::{CombineFormat, Config, Error};
 use std::sync::Arc;
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::low_latency::batch::Batch as DeviceBatch;
-use tokenrail_device::low_latency::combine::{self, Combine, CombineArgs, CombineFp8, CombineLog10};
-use tokenrail_device::low_latency::dispatch::{self, Dispatch, DispatchArgs};
+use tokenrail_device::low_latency::batch::{Batch as DeviceBatch, channel};
+use tokenrail_device::low_latency::combine::{
+    self, Combine, CombineAcross, CombineArgs, CombineFp8, CombineFp8Across, CombineLog10, CombineLog10Across,
+};
+use tokenrail_device::low_latency::dispatch::{self, Dispatch, DispatchAcross, DispatchArgs};
 use tokenrail_device::low_latency::halves;
 use tokenrail_device::low_latency::layout::Shape;
 use tokenrail_device::wire::Report;
@@ -250,11 +253,21 @@ fn shared_bytes(shape: &Shape, blocks: u32) -> u32 {
 }
 
 /// Tells every batch's kernels where the peers' arenas are.
-pub(super) fn write_peers(gpu: &Gpu, plan: &Plan, workspace: &Buffer, arena: &Arena) -> Result<(), Error> {
+pub(super) fn write_peers(
+    gpu: &Gpu,
+    plan: &Plan,
+    workspace: &Buffer,
+    arena: &Arena,
+    rank: u32,
+) -> Result<(), Error> {
     let Some(batches) = &plan.batches else { return Ok(()) };
     for batch in 0..batches.depth {
         let offset = plan.batch_arena_offset(batch);
-        let peers: Vec<u64> = arena.addresses().iter().map(|address| address + offset).collect();
+        let near = batches.shape.near_ranks;
+        let is_near = |peer: u32| peer / near == rank / near;
+        let peers = (0..).zip(arena.addresses());
+        let peers = peers.map(|(peer, address)| if is_near(peer) { address + offset } else { 0 });
+        let peers: Vec<u64> = peers.collect();
         let at = plan.batch_work_offset(batch) + batches.work.peers;
         gpu.write(workspace.part(at, 8 * u64::from(batches.shape.ranks)), &peers)?;
     }
@@ -524,10 +537,19 @@ impl<'a> Calls<'a> {
             workspace: exchange.workspace.address().offset(exchange.plan.batch_work_offset(index)),
             own: exchange.arena.own().address().offset(exchange.plan.batch_arena_offset(index)),
             report: exchange.batches[index as usize].report.address(),
+            link: exchange.link.as_ref().map_or(NOWHERE, |link| {
+                link.device_side(index * channel::COUNT, exchange.plan.batch_arena_offset(index))
+            }),
             timeout_ns: exchange.config.timeout.as_nanos() as u64,
             blocks: exchange.config.max_sms,
             rank: exchange.rank(),
+            first_near: exchange.rank() - exchange.rank() % self.plan.shape.near_ranks,
         }
+    }
+
+    /// Whether some ranks are on other nodes.
+    fn is_across(&self) -> bool {
+        self.exchange.link.is_some()
     }
 
     fn grid(&self, warps: u32, shared_bytes: u32) -> Grid {
@@ -562,7 +584,13 @@ impl<'a> Calls<'a> {
         let grid = self.grid(DISPATCH_WARPS, shared_bytes(&self.plan.shape, self.sms));
         // SAFETY: the arena, the workspace and the report are this exchange's, of the sizes that the layouts say; the
         // arrays were checked; the blocks fit the device at once beside those of the ranks that share it.
-        unsafe { self.exchange.gpu().launch::<Dispatch>(stream, grid, &args) }
+        unsafe {
+            if self.is_across() {
+                self.exchange.gpu().launch::<DispatchAcross>(stream, grid, &args)
+            } else {
+                self.exchange.gpu().launch::<Dispatch>(stream, grid, &args)
+            }
+        }
     }
 
     fn run_combine(
@@ -588,10 +616,13 @@ impl<'a> Calls<'a> {
         let grid = self.grid(warps, combine::send::shared_bytes(&self.plan.shape));
         // SAFETY: as in `run_dispatch`.
         unsafe {
-            match format {
-                CombineFormat::Bf16 => gpu.launch::<Combine>(stream, grid, &args),
-                CombineFormat::Fp8 => gpu.launch::<CombineFp8>(stream, grid, &args),
-                CombineFormat::Log10 => gpu.launch::<CombineLog10>(stream, grid, &args),
+            match (format, self.is_across()) {
+                (CombineFormat::Bf16, false) => gpu.launch::<Combine>(stream, grid, &args),
+                (CombineFormat::Fp8, false) => gpu.launch::<CombineFp8>(stream, grid, &args),
+                (CombineFormat::Log10, false) => gpu.launch::<CombineLog10>(stream, grid, &args),
+                (CombineFormat::Bf16, true) => gpu.launch::<CombineAcross>(stream, grid, &args),
+                (CombineFormat::Fp8, true) => gpu.launch::<CombineFp8Across>(stream, grid, &args),
+                (CombineFormat::Log10, true) => gpu.launch::<CombineLog10Across>(stream, grid, &args),
             }
         }
     }

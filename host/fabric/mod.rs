@@ -9,6 +9,13 @@
 //! * On a fabric that is [`ordered`](Fabric::is_ordered), bytes of a lane are in place in the order of its writes: who sees
 //!   a later write sees the earlier ones. Between lanes, and elsewhere, nothing is ordered.
 
+mod loopback;
+pub(crate) mod proxy;
+pub(crate) mod ring;
+
+pub use loopback::{Loopback, LoopbackOptions, Network};
+pub use proxy::{Arrival, ProxyStatistics};
+
 use crate::Error;
 use std::fmt;
 
@@ -29,7 +36,7 @@ pub struct Memory {
 }
 
 /// One of the connections to a rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane {
     /// The rank at the other end.
     pub peer: u32,

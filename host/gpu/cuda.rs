@@ -4,14 +4,17 @@
 //! another's that is yet to be launched, so nothing here waits for the whole device; `cuMemFree` does, which is why
 //! buffers are not to be dropped between the launches of one operation on the ranks of a GPU.
 
+mod carrier;
 mod graph;
 mod queue;
 
-use super::device::{Device, Queue};
+use super::agent::{self, Agent, Running, ThreadOptions};
+use super::device::{Carrier, Device, Queue};
 use super::driver::{self, DevicePointer, Handle, check};
 use super::images::{self, KERNEL_IMAGES};
 use super::{CudaOptions, Description, Gpu};
 use crate::Error;
+use carrier::CudaCarrier;
 use cust::context::{Context, ContextHandle, CurrentContext};
 use cust::error::CudaError;
 use cust::module::Module;
@@ -116,8 +119,8 @@ pub fn describe_all() -> Result<Vec<Description>, Error> {
     (0..start()?).map(|ordinal| describe(ordinal, 1)).collect()
 }
 
-/// Spreads `ranks` ranks over the devices in turn.
-pub fn open(options: &CudaOptions, ranks: u32) -> Result<Vec<Gpu>, Error> {
+/// Spreads `ranks` ranks over the devices in turn. Those of a node, `near` of them, have to reach each other's memory.
+pub fn open(options: &CudaOptions, ranks: u32, near: u32) -> Result<Vec<Gpu>, Error> {
     let present = start()?;
     let devices = if options.devices.is_empty() { (0..present).collect() } else { options.devices.clone() };
     if let Some(&device) = devices.iter().find(|&&device| device >= present) {
@@ -128,9 +131,14 @@ pub fn open(options: &CudaOptions, ranks: u32) -> Result<Vec<Gpu>, Error> {
     let lane = options.lane.as_deref();
     let cards =
         used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    for from in &cards {
-        for to in cards.iter().filter(|to| to.ordinal != from.ordinal) {
-            from.map_peer(to)?;
+    let share_a_node = |from: usize, to: usize| {
+        let on = |card: usize| (0..ranks as usize).filter(move |rank| rank % cards.len() == card);
+        let node = |rank: usize| rank / near.max(1) as usize;
+        on(from).any(|from| on(to).any(|to| node(from) == node(to)))
+    };
+    for (from, to) in (0..cards.len()).flat_map(|from| (0..cards.len()).map(move |to| (from, to))) {
+        if from != to && share_a_node(from, to) {
+            cards[from].map_peer(&cards[to])?;
         }
     }
     let meeting = Arc::new(Meeting::default());
@@ -275,5 +283,13 @@ impl Device for CudaDevice {
         // Taken so that nobody is between looking and waiting.
         drop(lock(&self.meeting.mutex));
         self.meeting.changed.notify_all();
+    }
+
+    fn run(&self, agent: Box<dyn Agent>, _open: bool, thread: ThreadOptions) -> Result<Running, Error> {
+        agent::on_thread(format!("agent of GPU {}", self.card.ordinal), thread, agent)
+    }
+
+    fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {
+        Ok(Box::new(CudaCarrier(CudaQueue::new(self.card.clone())?)))
     }
 }

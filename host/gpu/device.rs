@@ -1,6 +1,7 @@
 //! What a backend does. The wrappers in this folder keep its rules; addresses are the backend's own, and callers keep
 //! them alive and in bounds.
 
+use super::agent::{Agent, Running, ThreadOptions};
 use super::{Description, Grid};
 use crate::Error;
 use std::any::Any;
@@ -46,6 +47,21 @@ pub trait Device: Send + Sync {
     fn wait_host(&self, ready: Arc<dyn Fn() -> bool + Send + Sync>, timeout: Duration) -> bool;
     /// Wakes those who wait on the host.
     fn notify(&self);
+    /// Has an agent work beside the streams: in emulated time where there is such, unless what it waits for comes from
+    /// outside the process (`open`); else on a thread.
+    fn run(&self, agent: Box<dyn Agent>, open: bool, thread: ThreadOptions) -> Result<Running, Error>;
+    /// Moves bytes between memory of devices in this process.
+    fn carrier(&self) -> Result<Box<dyn Carrier>, Error>;
+}
+
+/// Moves bytes for a fabric in this process, beside the streams. Addresses are live, of any device here.
+pub trait Carrier: Send {
+    /// Begins a copy, which is done when [`Carrier::settle`] has returned.
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error>;
+    /// Waits for all copies.
+    fn settle(&mut self) -> Result<(), Error>;
+    /// Stores a number, at once.
+    fn word(&mut self, to: u64, value: u64) -> Result<(), Error>;
 }
 
 /// A stream.

@@ -2,16 +2,18 @@
 
 mod queue;
 
-use super::device::{Device, Queue};
+use super::agent::{self, Agent, Running, ThreadOptions};
+use super::device::{Carrier, Device, Queue};
 use super::{Description, Gpu};
 use crate::Error;
 use queue::EmulatedQueue;
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::ptr::with_exposed_provenance_mut;
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokenrail_emulator::{Allocation, Machine, Options};
+use tokenrail_emulator::{Actor, Allocation, Machine, Options, Outlook};
 
 /// Blocks of a kernel unless told otherwise: more than one, so that blocks have to meet.
 const DEFAULT_SMS: u32 = 2;
@@ -24,16 +26,20 @@ struct EmulatedDevice {
     allocations: Mutex<HashMap<u64, Allocation>>,
 }
 
-/// One machine with a device for each rank.
-pub fn open(options: &Options, ranks: u32) -> Result<Vec<Gpu>, Error> {
-    let options = Options { devices: ranks as usize, ..options.clone() };
-    let machine = Machine::new(options.clone());
+/// One machine with a device for each rank, of which those of a node, `near` of them, can access each other.
+pub fn open(options: &Options, ranks: u32, near: u32) -> Result<Vec<Gpu>, Error> {
+    let mut options = Options { devices: ranks as usize, ..options.clone() };
+    let near = near.max(1) as usize;
     let pairs = (0..ranks as usize).flat_map(|from| (0..ranks as usize).map(move |to| (from, to)));
-    for (from, to) in pairs.filter(|(from, to)| from != to) {
-        if !machine.can_access_peer(from, to) {
+    for (from, to) in pairs.filter(|(from, to)| from < to) {
+        if from / near != to / near {
+            // So that what tries all the same is found.
+            options.no_peer_access.push((from, to));
+        } else if options.no_peer_access.iter().any(|&pair| pair == (from, to) || pair == (to, from)) {
             return Err(Error::NoPeerAccess { from, to });
         }
     }
+    let machine = Machine::new(options.clone());
     (0..ranks as usize)
         .map(|ordinal| {
             let device = machine.device(ordinal).map_err(refused("opening an emulated device"))?;
@@ -116,5 +122,59 @@ impl Device for EmulatedDevice {
 
     fn notify(&self) {
         self.device.machine().notify();
+    }
+
+    fn run(&self, agent: Box<dyn Agent>, open: bool, thread: ThreadOptions) -> Result<Running, Error> {
+        let machine = self.device.machine();
+        if !open {
+            return Ok(Running::new(machine.attach(Box::new(Emulated(agent)))));
+        }
+        let name = format!("agent of emulated GPU {}", self.description.ordinal);
+        Ok(Running::new((agent::on_thread(name, thread, agent)?, machine.attach(Box::new(Outside)))))
+    }
+
+    fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {
+        Ok(Box::new(HostCopies))
+    }
+}
+
+/// An agent in emulated time.
+struct Emulated(Box<dyn Agent>);
+
+impl Actor for Emulated {
+    fn step(&mut self, now_ns: u64) -> Outlook {
+        self.0.step(now_ns)
+    }
+}
+
+/// Says that memory may change at any time.
+struct Outside;
+
+impl Actor for Outside {
+    fn step(&mut self, _now_ns: u64) -> Outlook {
+        Outlook::Open
+    }
+}
+
+/// Emulated memory is the host's.
+struct HostCopies;
+
+impl Carrier for HostCopies {
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        let from = with_exposed_provenance::<u8>(from as usize);
+        // SAFETY: callers keep both ranges alive; no emulated thread runs while an actor does.
+        unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes as usize) };
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn word(&mut self, to: u64, value: u64) -> Result<(), Error> {
+        // SAFETY: as above; aligned.
+        unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(to as usize)) }
+            .store(value, Ordering::Release);
+        Ok(())
     }
 }

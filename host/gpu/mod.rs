@@ -1,9 +1,10 @@
 //! One GPU as a rank sees it: memory, streams, events and launches, on either backend.
 
+pub(crate) mod agent;
 mod capture;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod device;
+pub(crate) mod device;
 #[cfg(feature = "cuda")]
 mod driver;
 mod emulator;
@@ -13,7 +14,8 @@ pub mod images;
 mod stream;
 
 use crate::Error;
-use device::{Core, Device, Launch};
+use agent::{Agent, Running, ThreadOptions};
+use device::{Carrier, Core, Device, Launch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,12 +55,12 @@ impl Backend {
         Self::Cuda(CudaOptions::default())
     }
 
-    /// A GPU for each rank.
-    pub(crate) fn open(&self, ranks: u32) -> Result<Vec<Gpu>, Error> {
+    /// A GPU for each rank. Those of a node, `near` of them, reach each other's memory.
+    pub(crate) fn open(&self, ranks: u32, near: u32) -> Result<Vec<Gpu>, Error> {
         match self {
-            Self::Emulator(options) => emulator::open(options, ranks),
+            Self::Emulator(options) => emulator::open(options, ranks, near),
             #[cfg(feature = "cuda")]
-            Self::Cuda(options) => cuda::open(options, ranks),
+            Self::Cuda(options) => cuda::open(options, ranks, near),
             #[cfg(not(feature = "cuda"))]
             Self::Cuda(_) => Err(Error::Unavailable {
                 what: "the CUDA backend".into(),
@@ -75,7 +77,7 @@ impl Backend {
         #[cfg(feature = "cuda")]
         return cuda::describe_all();
         #[cfg(not(feature = "cuda"))]
-        Self::cuda().open(0).map(|_| Vec::new())
+        Self::cuda().open(0, 0).map(|_| Vec::new())
     }
 }
 
@@ -312,6 +314,21 @@ impl Gpu {
 
     pub(crate) fn notify(&self) {
         self.0.device.notify();
+    }
+
+    /// See [`Device::run`].
+    pub(crate) fn run(
+        &self,
+        agent: Box<dyn Agent>,
+        open: bool,
+        thread: ThreadOptions,
+    ) -> Result<Running, Error> {
+        self.0.device.run(agent, open, thread)
+    }
+
+    /// See [`Device::carrier`].
+    pub(crate) fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {
+        self.0.device.carrier()
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::mem::{Address, Quad};
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokenrail_emulator::simt;
 
 pub use simt::{
@@ -73,40 +74,68 @@ pub unsafe fn store_u8(at: u64, value: u8) {
     unsafe { write(at, value, "store_u8") }
 }
 
+// Ordered operations are atomics of the host: NICs and the threads that serve them may touch the same memory.
+
 macro_rules! ordered_load {
-    ($($name:ident, $ty:ty;)*) => {$(
+    ($($name:ident, $ty:ty, $atomic:ty;)*) => {$(
         pub unsafe fn $name(at: u64) -> $ty {
             simt::preempt();
-            // SAFETY: `read` checks.
-            unsafe { read(at, stringify!($name)) }
+            simt::check(at, size_of::<$ty>(), stringify!($name));
+            // SAFETY: live and aligned, as checked; allocations expose their provenance.
+            unsafe { <$atomic>::from_ptr(with_exposed_provenance_mut(at as usize)) }.load(Ordering::Acquire)
         }
     )*};
 }
 
 ordered_load! {
-    load_relaxed_sys_b128, Quad;
-    load_relaxed_gpu_u32, u32;
-    load_acquire_gpu_u32, u32;
-    load_relaxed_sys_u64, u64;
-    load_acquire_sys_u64, u64;
+    load_relaxed_gpu_u32, u32, AtomicU32;
+    load_acquire_gpu_u32, u32, AtomicU32;
+    load_relaxed_sys_u64, u64, AtomicU64;
+    load_acquire_sys_u64, u64, AtomicU64;
+}
+
+/// Both halves of 16 bytes, as atomics.
+fn halves(at: u64, what: &'static str) -> [&'static AtomicU64; 2] {
+    simt::check(at, size_of::<Quad>(), what);
+    // SAFETY: live and aligned, as checked; used before the next thread runs.
+    [at, at + 8].map(|at| unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(at as usize)) })
+}
+
+/// Emulated threads see 16 bytes at once. Others see the half with the tag last.
+pub unsafe fn load_relaxed_sys_b128(at: u64) -> Quad {
+    simt::preempt();
+    let [low, high] = halves(at, "load_relaxed_sys_b128");
+    let high = high.load(Ordering::Acquire);
+    let low = low.load(Ordering::Relaxed);
+    Quad([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32])
+}
+
+pub unsafe fn store_relaxed_sys_b128(at: u64, Quad([a, b, c, d]): Quad) {
+    simt::preempt();
+    let [low, high] = halves(at, "store_relaxed_sys_b128");
+    low.store(u64::from(b) << 32 | u64::from(a), Ordering::Relaxed);
+    high.store(u64::from(d) << 32 | u64::from(c), Ordering::Release);
+    simt::stored();
 }
 
 macro_rules! ordered_store {
-    ($($name:ident, $ty:ty;)*) => {$(
+    ($($name:ident, $ty:ty, $atomic:ty;)*) => {$(
         pub unsafe fn $name(at: u64, value: $ty) {
             simt::preempt();
-            // SAFETY: `write` checks.
-            unsafe { write(at, value, stringify!($name)) }
+            simt::check(at, size_of::<$ty>(), stringify!($name));
+            // SAFETY: as for the loads.
+            let word = unsafe { <$atomic>::from_ptr(with_exposed_provenance_mut(at as usize)) };
+            word.store(value, Ordering::Release);
+            simt::stored();
         }
     )*};
 }
 
 ordered_store! {
-    store_relaxed_sys_b128, Quad;
-    store_relaxed_gpu_u32, u32;
-    store_release_gpu_u32, u32;
-    store_relaxed_sys_u64, u64;
-    store_release_sys_u64, u64;
+    store_relaxed_gpu_u32, u32, AtomicU32;
+    store_release_gpu_u32, u32, AtomicU32;
+    store_relaxed_sys_u64, u64, AtomicU64;
+    store_release_sys_u64, u64, AtomicU64;
 }
 
 macro_rules! fetch_add {

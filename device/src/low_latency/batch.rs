@@ -6,6 +6,10 @@
 use super::layout::{ArenaLayout, Shape, WorkspaceLayout};
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, shared, thread};
+use crate::internode::Link;
+use crate::internode::command::{Command, Target};
+#[cfg(doc)]
+use crate::internode::ring::Ring;
 use crate::wire::{Failure, Phase, Report, write_report};
 
 /// What a batch counts.
@@ -58,10 +62,24 @@ pub struct Batch {
     pub report: Address,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
+    /// The way to ranks of other nodes, where there are any. Its channels are [`channel`]'s.
+    pub link: Link,
     /// Blocks that the workspace was made for.
     pub blocks: u32,
     /// This rank.
     pub rank: u32,
+    /// The first rank of this one's node.
+    pub first_near: u32,
+}
+
+/// Channels of a batch's [`Link`].
+pub mod channel {
+    /// What dispatches send.
+    pub const DISPATCH: u32 = 0;
+    /// What combines send.
+    pub const COMBINE: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
 }
 
 impl Batch {
@@ -79,6 +97,12 @@ impl Batch {
     pub unsafe fn peer(&self, rank: u32) -> Address {
         // SAFETY: the peers table has an entry for every rank.
         Address(unsafe { mem::load_u64(self.work(self.work.peers).long(rank)) })
+    }
+
+    /// Whether `rank` is on another node.
+    #[inline(always)]
+    pub fn is_far(&self, rank: u32) -> bool {
+        rank.wrapping_sub(self.first_near) >= self.shape.near_ranks
     }
 
     #[inline(always)]
@@ -123,7 +147,7 @@ impl Batch {
     /// # Safety
     /// See [`Batch::peer`].
     #[inline(always)]
-    pub unsafe fn acknowledge(&self) {
+    pub unsafe fn acknowledge<const FAR: bool>(&self, deadline_ns: u64) {
         if thread::block_index() != 0 || thread::warp_index() + 1 != thread::warps() {
             return;
         }
@@ -135,6 +159,9 @@ impl Batch {
             // releases, for both stores: the reads of an earlier kernel, which stream order puts before this one.
             mem::fence_acq_rel_sys();
             for peer in thread::lane_strided(self.shape.ranks) {
+                if FAR && self.is_far(peer) {
+                    continue;
+                }
                 let there = self.peer(peer);
                 mem::store_relaxed_sys_u64(
                     there.offset(self.arena.dispatch_read).long(self.rank),
@@ -142,7 +169,88 @@ impl Batch {
                 );
                 mem::store_relaxed_sys_u64(there.offset(self.arena.combine_read).long(self.rank), combined);
             }
+            if FAR {
+                self.acknowledge_far(self.arena.dispatch_read, dispatched, deadline_ns);
+                self.acknowledge_far(self.arena.combine_read, combined, deadline_ns);
+            }
         }
+    }
+
+    /// Tells ranks of other nodes. A warp.
+    #[inline(always)]
+    unsafe fn acknowledge_far(&self, read: u64, epoch: u64, deadline_ns: u64) {
+        let at = self.link.part + read + 8 * self.rank as u64;
+        let mut first = 0;
+        while first < self.shape.ranks {
+            let peer = first + thread::lane();
+            let command = Command::Word { to: Target { peer, lane: 0 }, at, value: epoch };
+            let has = peer < self.shape.ranks && self.is_far(peer);
+            // SAFETY: the contract. Partner: as for near ranks.
+            unsafe { self.push(has, command, epoch, deadline_ns) };
+            first += thread::WARP;
+        }
+    }
+
+    /// Gives the proxy commands, those of the lanes that have one; a report if there is no room in time. A warp.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`]; what the commands refer to was released ([`Ring::release`]) after it was written.
+    #[inline(always)]
+    pub unsafe fn push(&self, has: bool, command: Command, epoch: u64, deadline_ns: u64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.link.ring.push(has, command, deadline_ns) && thread::lane() == 0 {
+                self.late(Phase::Ring, self.rank, epoch, 0, 0);
+            }
+        }
+    }
+
+    /// Signals ranks of other nodes that all that this operation puts has been put, on all lanes. A warp, after a barrier
+    /// behind the last of the puts.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    #[inline(always)]
+    pub unsafe fn signal_far(&self, channel: u32, epoch: u64, deadline_ns: u64) {
+        let lanes = self.link.lanes.max(1);
+        let mut first = 0;
+        while first < self.shape.ranks * lanes {
+            let (peer, lane) = ((first + thread::lane()) / lanes, (first + thread::lane()) % lanes);
+            let to = Target { peer, lane };
+            let command = Command::Signal { to, channel: self.link.channel + channel, value: epoch };
+            let has = peer < self.shape.ranks && self.is_far(peer);
+            // SAFETY: the contract. Partner: `Link::wait`, on the peer.
+            unsafe { self.push(has, command, epoch, deadline_ns) };
+            first += thread::WARP;
+        }
+    }
+
+    /// Waits until all ranks of other nodes have signalled an operation on all lanes, also those by which nothing came: where
+    /// lanes keep no order, what comes next must not be counted to this operation. False, and a report, if one does not in
+    /// time. By the first block, whose threads share the lanes, before it counts an epoch.
+    ///
+    /// # Safety
+    /// See [`Batch::peer`].
+    #[inline(always)]
+    pub unsafe fn all_lanes(&self, channel: u32, epoch: u64, deadline_ns: u64, phase: Phase) -> bool {
+        let lanes = self.link.lanes.max(1);
+        let mut all = true;
+        if thread::block_index() == 0 {
+            for index in thread::strided(self.shape.ranks * lanes) {
+                let (peer, lane) = (index / lanes, index % lanes);
+                if !self.is_far(peer) {
+                    continue;
+                }
+                // SAFETY: the contract. Partner: `signal_far`, on `peer`.
+                unsafe {
+                    if let Err(seen) = self.link.wait(channel, peer, lane, epoch, deadline_ns) {
+                        self.late(phase, peer, epoch, epoch, seen);
+                        all = false;
+                    }
+                }
+            }
+        }
+        all
     }
 
     /// Adds up how long the batch's earlier kernels have waited. By the last warp of the last block, before

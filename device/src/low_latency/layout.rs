@@ -69,6 +69,17 @@ impl Fill {
         32 * self.words + if self.grouped { 4 } else { 0 }
     }
 
+    /// Bytes of the fifth words of a row's cells, rounded up to 16.
+    pub const fn fifth_bytes(self, hidden: u32) -> u32 {
+        if self.words == 5 { (4 * self.cells(hidden)).next_multiple_of(16) } else { 0 }
+    }
+
+    /// Bytes of a row that travels without tags: see [`far`](super::far).
+    pub const fn far_row_bytes(self, hidden: u32) -> u32 {
+        let groups = if self.grouped { 3 * 16 * self.tiles(hidden) } else { 0 };
+        16 * self.cells(hidden) + self.fifth_bytes(hidden) + groups
+    }
+
     /// Packets of a row.
     pub const fn row_packets(self, hidden: u32) -> u32 {
         self.tiles(hidden) * self.tile_packets()
@@ -81,6 +92,8 @@ impl Fill {
 pub struct Shape {
     /// Ranks of the group.
     pub ranks: u32,
+    /// Ranks that reach each other's memory: those from a multiple of this on. The others are reached by proxies.
+    pub near_ranks: u32,
     /// Experts over all ranks; rank r owns the block from `r * experts_per_rank()` on.
     pub experts: u32,
     /// Expert slots of a token.
@@ -180,6 +193,36 @@ impl Shape {
         self.combined().row_packets(self.hidden)
     }
 
+    /// Ranks that are reached by proxies.
+    pub const fn far_ranks(&self) -> u32 {
+        self.ranks - if self.near_ranks < self.ranks { self.near_ranks } else { self.ranks }
+    }
+
+    /// Bytes of what goes to other nodes beside a token's row: for each slot, [`far_slot`].
+    pub const fn far_slots_bytes(&self) -> u32 {
+        (8 * self.topk).next_multiple_of(16)
+    }
+
+    /// Bytes of a message to ranks of other nodes, the same for all of them.
+    pub const fn far_message_bytes(&self) -> u32 {
+        self.far_slots_bytes() + self.dispatched().far_row_bytes(self.hidden)
+    }
+
+    /// Bytes of a summary for a rank of another node.
+    pub const fn far_summary_bytes(&self) -> u32 {
+        (4 * self.summary_words()).next_multiple_of(16)
+    }
+
+    /// Bytes of a row that goes back to a rank of another node.
+    pub const fn far_part_bytes(&self) -> u32 {
+        self.combined().far_row_bytes(self.hidden)
+    }
+
+    /// Rows that go back for a token from one rank, at most.
+    pub const fn parts_of_rank(&self) -> u32 {
+        if self.by_slot != 0 { self.topk } else { 1 }
+    }
+
     /// Words of a bit for each token.
     pub const fn token_bits(&self) -> u32 {
         self.tokens.div_ceil(32)
@@ -207,6 +250,13 @@ pub mod summary {
     pub const INVALID: u32 = u32::MAX;
 }
 
+/// Two words for each slot of a token that goes to other nodes: its expert, of all ranks', << 16 | its place among the
+/// source's rows for that expert, or [`NO_ROW`]; and bits of its weight.
+pub mod far_slot {
+    /// Words.
+    pub const WORDS: u32 = 2;
+}
+
 /// Byte offsets of the regions of one batch's part of an arena. Indices are given in brackets, outermost first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,6 +271,13 @@ pub struct ArenaLayout {
     pub messages: u64,
     /// Packets `[token, part, part_packets]`: what comes back.
     pub parts: u64,
+    /// u32 `[rank, far_summary_bytes / 4]`: what this rank tells those of other nodes. This and the next two where there
+    /// are any.
+    pub outbox_summaries: u64,
+    /// Bytes `[token, far_message_bytes]`: what it sends them.
+    pub outbox_messages: u64,
+    /// Bytes `[source, token, parts_of_rank, far_part_bytes]`: what goes back to them.
+    pub outbox_parts: u64,
     /// Size of a batch's part.
     pub bytes: u64,
 }
@@ -230,6 +287,7 @@ impl ArenaLayout {
     pub const fn new(shape: &Shape) -> Self {
         let ranks = shape.ranks as u64;
         let tokens = shape.tokens as u64;
+        let far = if shape.far_ranks() > 0 { 1 } else { 0 };
         let mut regions = Regions(0);
         let mut layout = Self {
             dispatch_read: regions.take(8 * ranks),
@@ -237,6 +295,10 @@ impl ArenaLayout {
             summaries: regions.take(ranks * PACKET_BYTES * shape.summary_packets() as u64),
             messages: regions.take(ranks * tokens * PACKET_BYTES * shape.message_packets() as u64),
             parts: regions.take(tokens * PACKET_BYTES * shape.parts() as u64 * shape.part_packets() as u64),
+            outbox_summaries: regions.take(far * ranks * shape.far_summary_bytes() as u64),
+            outbox_messages: regions.take(far * tokens * shape.far_message_bytes() as u64),
+            outbox_parts: regions
+                .take(far * ranks * tokens * shape.parts_of_rank() as u64 * shape.far_part_bytes() as u64),
             bytes: 0,
         };
         layout.bytes = regions.0;
@@ -252,8 +314,10 @@ pub struct WorkspaceLayout {
     pub epochs: u64,
     /// u32: 1 once a thread has taken the right to write the report.
     pub report_claim: u64,
-    /// u64 `[rank]`: addresses of the batch's part of the arenas as this GPU sees them.
+    /// u64 `[rank]`: addresses of the batch's part of the arenas as this GPU sees them; 0 of ranks of other nodes.
     pub peers: u64,
+    /// u32 `[dispatch or combine]`: blocks that have written all that goes to other nodes.
+    pub meetings: u64,
     /// u32: tokens of this rank.
     pub tokens: u64,
     /// i32 `[token, topk]`: their routing.
@@ -294,6 +358,7 @@ impl WorkspaceLayout {
             epochs: regions.take(8 * super::batch::Step::COUNT as u64 * blocks as u64),
             report_claim: regions.take(4),
             peers: regions.take(8 * ranks),
+            meetings: regions.take(4 * 2),
             tokens: regions.take(4),
             topk_idx: regions.take(4 * slots),
             sources: regions.take(4 * ranks * (1 + shape.token_bits() as u64)),

@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod combine;
 pub mod dispatch;
+pub mod far;
 pub mod format;
 pub mod layout;
 pub mod packet;

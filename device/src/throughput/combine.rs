@@ -5,10 +5,11 @@
 //! One flag per rank says that its outputs are ready. Nothing says that they have been read: the next dispatch does,
 //! since none of its rows arrive before their sender has finished this combine.
 
-use super::{meet, pull};
+use super::pull;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, thread};
 use crate::kernel::kernel;
+use crate::meet;
 use crate::wire::{Exchange, Phase};
 
 /// Arguments of [`Combine`] and [`CombinePlain`].

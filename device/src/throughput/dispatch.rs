@@ -13,10 +13,11 @@
 //! the order (expert, source rank, token index, slot). It is kept in a handle. A dispatch that follows a handle leaves
 //! phase 1 out, and of phase 2 all but the handle's name.
 
-use super::{announce, arrive, count, expand, meet, plan, send};
+use super::{announce, arrive, count, expand, plan, send};
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, shared, thread};
 use crate::kernel::kernel;
+use crate::meet;
 use crate::wire::{CHUNK, Exchange, Failure, MAX_SIDES, Phase, Report, ScaleStrides, Shape};
 
 /// Arguments of all dispatch kernels.

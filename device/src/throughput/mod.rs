@@ -9,7 +9,6 @@ mod destinations;
 pub mod dispatch;
 mod expand;
 pub mod layout;
-mod meet;
 mod plan;
 mod pull;
 pub mod reduce;

@@ -49,38 +49,71 @@ kernel!(
     CombineLog10, tokenrail_low_latency_combine_log10, CombineArgs, combine_log10
 );
 
+kernel!(
+    /// [`struct@Combine`] where some ranks are on other nodes.
+    CombineAcross, tokenrail_low_latency_combine_across, CombineArgs, across_bf16
+);
+
+kernel!(
+    /// [`CombineFp8`] where some ranks are on other nodes.
+    CombineFp8Across, tokenrail_low_latency_combine_fp8_across, CombineArgs, across_fp8
+);
+
+kernel!(
+    /// [`CombineLog10`] where some ranks are on other nodes.
+    CombineLog10Across, tokenrail_low_latency_combine_log10_across, CombineArgs, across_log10
+);
+
+#[inline(always)]
+unsafe fn across_bf16(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine::<Bf16, 1, true>(&args) }
+}
+
+#[inline(always)]
+unsafe fn across_fp8(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine::<E4m3, 1, true>(&args) }
+}
+
+#[inline(always)]
+unsafe fn across_log10(args: CombineArgs) {
+    // SAFETY: the contract of CombineArgs, passed on.
+    unsafe { combine::<Log10, 1, true>(&args) }
+}
+
 #[inline(always)]
 unsafe fn combine_bf16(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe { combine::<Bf16, 4>(&args) }
+    unsafe { combine::<Bf16, 4, false>(&args) }
 }
 
 #[inline(always)]
 unsafe fn combine_fp8(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe { combine::<E4m3, 1>(&args) }
+    unsafe { combine::<E4m3, 1, false>(&args) }
 }
 
 #[inline(always)]
 unsafe fn combine_log10(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe { combine::<Log10, 1>(&args) }
+    unsafe { combine::<Log10, 1, false>(&args) }
 }
 
-/// `AHEAD` rows, 1 to 4, are on their way to a warp at once.
+/// `AHEAD` rows, 1 to 4, are on their way to a warp at once. `FAR`: there are ranks of other nodes.
 #[inline(always)]
-unsafe fn combine<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
+unsafe fn combine<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe {
         if args.halves & halves::SEND != 0 {
-            send::send::<F, AHEAD>(args);
+            send::send::<F, AHEAD, FAR>(args);
         }
         if args.halves == halves::BOTH {
             // For the counts of epochs.
             block::barrier();
         }
         if args.halves & halves::RECEIVE != 0 {
-            receive::receive::<F, AHEAD>(args);
+            receive::receive::<F, AHEAD, FAR>(args);
         }
     }
 }

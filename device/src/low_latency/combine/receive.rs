@@ -3,7 +3,8 @@
 use super::CombineArgs;
 use super::send::{add, at};
 use crate::gpu::{block, clock, mem, thread, warp};
-use crate::low_latency::batch::{Step, Waited, share};
+use crate::low_latency::batch::{Step, Waited, channel, share};
+use crate::low_latency::far;
 use crate::low_latency::format::{Values, Wire, pack};
 use crate::low_latency::layout::TILE_CELLS;
 use crate::low_latency::packet::{self, Peek};
@@ -15,7 +16,7 @@ use crate::wire::Phase;
 /// # Safety
 /// The contract of [`CombineArgs`].
 #[inline(always)]
-pub unsafe fn receive<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
+pub unsafe fn receive<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineArgs) {
     let batch = &args.batch;
     let shape = &batch.shape;
     let tiles = shape.combined().tiles(shape.hidden).max(1);
@@ -27,9 +28,12 @@ pub unsafe fn receive<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
         let tokens = mem::load_u32(batch.work(batch.work.tokens));
         let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
         for item in share(tokens * tiles) {
-            if !receiver.token::<F, AHEAD>(item / tiles, item % tiles) {
+            if !receiver.token::<F, AHEAD, FAR>(item / tiles, item % tiles) {
                 break;
             }
+        }
+        if FAR {
+            batch.all_lanes(channel::COMBINE, epoch, deadline_ns, Phase::Parts);
         }
         receiver.void_one(tokens);
         // All threads have read the epoch.
@@ -83,7 +87,7 @@ impl Receiver<'_> {
 
     /// Sums a tile of what comes back to a token; false, and a report, if something does not come.
     #[inline(always)]
-    unsafe fn token<F: Wire, const AHEAD: usize>(&self, token: u32, tile: u32) -> bool {
+    unsafe fn token<F: Wire, const AHEAD: usize, const FAR: bool>(&self, token: u32, tile: u32) -> bool {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let cells = shape.combined().cells(shape.hidden) - tile * TILE_CELLS;
@@ -123,11 +127,21 @@ impl Receiver<'_> {
                         let peek = &mut ahead[INDEX % AHEAD];
                         let lane = parts.lane(index);
                         let source = warp::shuffle(warp::ALL, parts.rank, lane);
-                        if !self.arrive::<F>(peek, place(index), cells, source) {
-                            return false;
-                        }
                         let weight = f32::from_bits(warp::shuffle(warp::ALL, parts.weight, lane));
-                        add::<F>(&mut sums, &F::decode(&peek.tile::<F>()), weight, index == 0);
+                        if FAR && batch.is_far(source) {
+                            if !self.arrive_far(token, source) {
+                                return false;
+                            }
+                            let part = if shape.by_slot != 0 { lane } else { index };
+                            let row = at(shape, region, token, part, 0);
+                            let read = far::read_tile::<F>(row, shape.combined(), shape.hidden, tile);
+                            add::<F>(&mut sums, &F::decode(&read), weight, index == 0);
+                        } else {
+                            if !self.arrive::<F>(peek, place(index), cells, source) {
+                                return false;
+                            }
+                            add::<F>(&mut sums, &F::decode(&peek.tile::<F>()), weight, index == 0);
+                        }
                     }
                 });
                 next += AHEAD as u32;
@@ -149,6 +163,32 @@ impl Receiver<'_> {
             let came = peek.wait::<F>(from, cells, self.tag, self.deadline_ns);
             if let Err(late) = came {
                 batch.late(Phase::Parts, source, self.epoch, self.tag.into(), late.seen.into());
+            }
+            if warp::ballot(warp::ALL, came.is_err()) != 0 {
+                return false;
+            }
+            if thread::lane() == 0 {
+                let waited_ns = clock::now_ns() - self.started_ns;
+                batch.has_waited(Waited::Combine, self.epoch, source, waited_ns);
+            }
+        }
+        true
+    }
+
+    /// Waits for what a rank of another node has sent back to a token; false, and a report, if it does not come.
+    #[inline(always)]
+    unsafe fn arrive_far(&self, token: u32, source: u32) -> bool {
+        let batch = &self.args.batch;
+        let lane = batch.link.lane_of(token);
+        // SAFETY: the contract. Partner: `Batch::signal_far`, on the source.
+        unsafe {
+            let come = batch.link.has_come(channel::COMBINE, source, lane, self.epoch);
+            if warp::ballot(warp::ALL, !come) == 0 {
+                return true;
+            }
+            let came = batch.link.wait(channel::COMBINE, source, lane, self.epoch, self.deadline_ns);
+            if let Err(seen) = came {
+                batch.late(Phase::Parts, source, self.epoch, self.epoch, seen);
             }
             if warp::ballot(warp::ALL, came.is_err()) != 0 {
                 return false;

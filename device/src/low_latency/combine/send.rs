@@ -3,10 +3,14 @@
 use super::CombineArgs;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, shared, thread, warp};
-use crate::low_latency::batch::{Peers, Step, share};
+use crate::internode::command::{Command, Target};
+use crate::internode::ring::Ring;
+use crate::low_latency::batch::{Peers, Step, channel, share};
+use crate::low_latency::far;
 use crate::low_latency::format::{Quads, Values, Wire, ZEROS, values};
 use crate::low_latency::layout::{NO_ROW, Shape, TILE_CELLS};
 use crate::low_latency::packet;
+use crate::meet::last_block;
 use crate::unroll::unroll;
 
 /// Bytes of a block's dynamic shared memory: [`Peers`].
@@ -19,7 +23,7 @@ pub const fn shared_bytes(shape: &Shape) -> u32 {
 /// # Safety
 /// The contract of [`CombineArgs`].
 #[inline(always)]
-pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
+pub unsafe fn send<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineArgs) {
     let batch = &args.batch;
     let shape = &batch.shape;
     let tiles = shape.combined().tiles(shape.hidden).max(1);
@@ -28,7 +32,7 @@ pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
         let epoch = batch.next(Step::CombineSent);
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
         let peers = Peers::load(batch, shared::base());
-        batch.acknowledge();
+        batch.acknowledge::<FAR>(deadline_ns);
         let most = most_tokens(args).max(1);
         let mut items = share(shape.ranks * most * tiles);
         let row = |item: u32| {
@@ -53,7 +57,7 @@ pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
         if let Some(item) = first
             && row(item).came_here()
         {
-            row(item).write::<F>(row(item).part(), &sums);
+            row(item).write::<F, FAR>(row(item).part(), 0, &sums);
         }
         for item in items {
             let row = row(item);
@@ -61,13 +65,59 @@ pub unsafe fn send<F: Wire, const AHEAD: usize>(args: &CombineArgs) {
                 continue;
             }
             if shape.by_slot != 0 {
-                row.write_slots::<F, AHEAD>();
+                row.write_slots::<F, AHEAD, FAR>();
             } else {
                 let sums = row.sum::<F, AHEAD>();
-                row.write::<F>(row.part(), &sums);
+                row.write::<F, FAR>(row.part(), 0, &sums);
             }
         }
+        if FAR {
+            post(args, peers, epoch, deadline_ns);
+        }
         batch.count(Step::CombineSent, epoch);
+    }
+}
+
+/// Has the proxy send what the outbox holds, once all blocks have written it. By the whole block.
+#[inline(always)]
+unsafe fn post(args: &CombineArgs, peers: Peers, epoch: u64, deadline_ns: u64) {
+    let batch = &args.batch;
+    let (shape, arena, link) = (&batch.shape, &batch.arena, &batch.link);
+    let channel = link.channel + channel::COMBINE;
+    // SAFETY: the contract of CombineArgs. The meeting acquires what all blocks have written, for the whole block.
+    unsafe {
+        if !last_block(batch.work(batch.work.meetings).word(channel::COMBINE)) {
+            return;
+        }
+        Ring::release();
+        let most = most_tokens(args).max(1);
+        for message in thread::warp_strided(shape.ranks * most) {
+            let (source, token) = (message / most, message % most);
+            let row = Row { args, peers, source, token, tile: 0, tag: packet::tag(epoch) };
+            if !batch.is_far(source) || !row.came_here() {
+                continue;
+            }
+            let (slot, part, has) = if shape.by_slot != 0 {
+                (thread::lane(), thread::lane(), row.slot().0 != NO_ROW)
+            } else {
+                (0, row.part(), thread::lane() == 0)
+            };
+            let there = at(shape, mem::Address(link.part + arena.parts), token, part, 0);
+            let command = Command::Put {
+                // As `receive` expects.
+                to: Target { peer: source, lane: link.lane_of(token) },
+                channel,
+                from: link.part + row.outbox(slot),
+                at: there.0,
+                bytes: shape.far_part_bytes(),
+            };
+            batch.push(has, command, epoch, deadline_ns);
+        }
+        // Places in the ring are in the order of the puts and, behind the barrier, the signals.
+        block::barrier();
+        if thread::warp_index() == 0 {
+            batch.signal_far(channel::COMBINE, epoch, deadline_ns);
+        }
     }
 }
 
@@ -185,7 +235,7 @@ impl Row<'_> {
 
     /// Sends the rows of this rank's experts as they are.
     #[inline(always)]
-    unsafe fn write_slots<F: Wire, const AHEAD: usize>(&self) {
+    unsafe fn write_slots<F: Wire, const AHEAD: usize, const FAR: bool>(&self) {
         // SAFETY: the contract.
         unsafe {
             let (row, _) = self.slot();
@@ -195,7 +245,8 @@ impl Row<'_> {
                 unroll!(INDEX in 4 {
                     if INDEX < AHEAD && slots != 0 {
                         let values = values::<F>(&ahead[INDEX % AHEAD]);
-                        self.write::<F>(slots.trailing_zeros(), &values);
+                        let slot = slots.trailing_zeros();
+                        self.write::<F, FAR>(slot, slot, &values);
                         slots &= slots - 1;
                     }
                 });
@@ -222,12 +273,26 @@ impl Row<'_> {
         quads
     }
 
-    /// Sends the tile as part `part` of what the token gets. Partner: `receive`, on the source.
+    /// Offset of this row, of slot `slot` or 0, in the outbox, from the beginning of the batch's part on.
     #[inline(always)]
-    unsafe fn write<F: Wire>(&self, part: u32, values: &Values) {
+    fn outbox(&self, slot: u32) -> u64 {
+        let batch = &self.args.batch;
+        let row = (self.message() * batch.shape.parts_of_rank() + slot) as u64;
+        batch.arena.outbox_parts + row * batch.shape.far_part_bytes() as u64
+    }
+
+    /// Sends the tile, of slot `slot` or 0, as part `part` of what the token gets. Partner: `receive`, on the source.
+    #[inline(always)]
+    unsafe fn write<F: Wire, const FAR: bool>(&self, part: u32, slot: u32, values: &Values) {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let fill = shape.combined();
+        if FAR && batch.is_far(self.source) {
+            let row = batch.own.offset(self.outbox(slot));
+            // SAFETY: the contract.
+            unsafe { far::write_tile::<F>(row, fill, shape.hidden, self.tile, &F::encode(values)) };
+            return;
+        }
         let cells = fill.cells(shape.hidden) - self.tile * TILE_CELLS;
         // SAFETY: the contract.
         unsafe {

@@ -47,22 +47,40 @@ pub struct DispatchArgs {
 
 kernel!(
     /// Low-latency dispatch, or a half of it.
-    Dispatch, tokenrail_low_latency_dispatch, DispatchArgs, dispatch
+    Dispatch, tokenrail_low_latency_dispatch, DispatchArgs, dispatch_near
+);
+
+kernel!(
+    /// [`struct@Dispatch`] where some ranks are on other nodes.
+    DispatchAcross, tokenrail_low_latency_dispatch_across, DispatchArgs, dispatch_across
 );
 
 #[inline(always)]
-unsafe fn dispatch(args: DispatchArgs) {
+unsafe fn dispatch_near(args: DispatchArgs) {
+    // SAFETY: the contract of DispatchArgs, passed on.
+    unsafe { dispatch::<false>(&args) }
+}
+
+#[inline(always)]
+unsafe fn dispatch_across(args: DispatchArgs) {
+    // SAFETY: the contract of DispatchArgs, passed on.
+    unsafe { dispatch::<true>(&args) }
+}
+
+/// `FAR`: there are ranks of other nodes.
+#[inline(always)]
+unsafe fn dispatch<const FAR: bool>(args: &DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe {
         if args.halves & halves::SEND != 0 {
-            send::send(&args);
+            send::send::<FAR>(args);
         }
         if args.halves == halves::BOTH {
             // Both use the same shared memory.
             block::barrier();
         }
         if args.halves & halves::RECEIVE != 0 {
-            receive::receive(&args);
+            receive::receive::<FAR>(args);
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::DispatchArgs;
 use crate::gpu::mem::{self, Quad};
 use crate::gpu::{block, clock, shared, thread, warp};
-use crate::low_latency::batch::{Step, Waited, share};
+use crate::low_latency::batch::{Step, Waited, channel, share};
+use crate::low_latency::far;
 use crate::low_latency::format::{Bf16, E4m3};
 use crate::low_latency::layout::{Element, NO_ROW, Shape, TILE_CELLS, summary};
 use crate::low_latency::packet::{self, Filled, Peek, Tile};
@@ -34,7 +35,7 @@ unsafe fn comes(shape: &Shape, source: u32, token: u32) -> bool {
 /// # Safety
 /// The contract of [`DispatchArgs`].
 #[inline(always)]
-pub unsafe fn receive(args: &DispatchArgs) {
+pub unsafe fn receive<const FAR: bool>(args: &DispatchArgs) {
     let batch = &args.batch;
     // SAFETY: the caller's promise; all threads of the block take the same way.
     unsafe {
@@ -42,9 +43,16 @@ pub unsafe fn receive(args: &DispatchArgs) {
         let started_ns = clock::now_ns();
         let deadline_ns = started_ns + batch.timeout_ns;
         let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
-        let received = if batch.shape.quantized() { receiver.all::<E4m3>() } else { receiver.all::<Bf16>() };
+        let received =
+            if batch.shape.quantized() { receiver.all::<E4m3, FAR>() } else { receiver.all::<Bf16, FAR>() };
         if !received {
             return;
+        }
+        if FAR {
+            let all = batch.all_lanes(channel::DISPATCH, epoch, deadline_ns, Phase::Rows);
+            if block::barrier_or(!all) {
+                return;
+            }
         }
         receiver.void_one();
         batch.count(Step::DispatchReceived, epoch);
@@ -75,12 +83,12 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     /// All of it; false, and a report, if something does not come.
     #[inline(always)]
-    unsafe fn all<F: Filled>(&self) -> bool {
+    unsafe fn all<F: Filled, const FAR: bool>(&self) -> bool {
         let shape = &self.args.batch.shape;
         let tiles = shape.dispatched().tiles(shape.hidden).max(1);
         // SAFETY: the contract; all threads of the block take the same way.
         unsafe {
-            if !self.summaries() {
+            if !self.summaries::<FAR>() {
                 return false;
             }
             let most = self.most();
@@ -92,15 +100,26 @@ impl Receiver<'_> {
             // The first one is looked at while rows are counted.
             let first = items.next();
             let (source, token, at) = tile(first.unwrap_or(0));
-            let look = self.look::<F>(first.is_some(), source, token, at);
+            let is_near = !FAR || !self.args.batch.is_far(source);
+            let look = self.look::<F>(first.is_some() && is_near, source, token, at);
             self.count();
             block::barrier();
-            if first.is_some() && comes(shape, source, token) && !self.row::<F>(source, token, at, look) {
+            let comes_first = first.is_some() && comes(shape, source, token);
+            if comes_first && is_near && !self.row::<F>(source, token, at, look) {
+                return false;
+            }
+            if FAR && comes_first && !is_near && !self.far_row::<F>(source, token, at) {
                 return false;
             }
             for item in items {
                 let (source, token, at) = tile(item);
                 if !comes(shape, source, token) {
+                    continue;
+                }
+                if FAR && self.args.batch.is_far(source) {
+                    if !self.far_row::<F>(source, token, at) {
+                        return false;
+                    }
                     continue;
                 }
                 let look = self.look::<F>(true, source, token, at);
@@ -122,7 +141,7 @@ impl Receiver<'_> {
 
     /// Waits for every source's summary; false, and a report, if one does not come.
     #[inline(always)]
-    unsafe fn summaries(&self) -> bool {
+    unsafe fn summaries<const FAR: bool>(&self) -> bool {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let packets = shape.summary_packets().max(1);
@@ -132,6 +151,10 @@ impl Receiver<'_> {
             let from = batch.own.offset(batch.arena.summaries);
             for index in thread::strided(shape.ranks * packets) {
                 let source = index / packets;
+                if FAR && batch.is_far(source) {
+                    late |= !self.far_summary(source, index % packets);
+                    continue;
+                }
                 // Partner: `Routing::tell_summary`, on the source.
                 match packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns) {
                     Ok(([a, b, c], waited)) => {
@@ -151,6 +174,74 @@ impl Receiver<'_> {
             }
         }
         !block::barrier_or(late)
+    }
+
+    /// Waits for what a rank of another node has sent on a lane; false, and a report, if it does not come.
+    #[inline(always)]
+    unsafe fn arrived(&self, source: u32, lane: u32, phase: Phase) -> bool {
+        let batch = &self.args.batch;
+        // SAFETY: the contract. Partner: `Batch::signal_far`, on the source.
+        unsafe {
+            if batch.link.has_come(channel::DISPATCH, source, lane, self.epoch) {
+                return true;
+            }
+            match batch.link.wait(channel::DISPATCH, source, lane, self.epoch, self.deadline_ns) {
+                Ok(()) => {
+                    self.has_waited(source);
+                    true
+                }
+                Err(seen) => {
+                    batch.late(phase, source, self.epoch, self.epoch, seen);
+                    false
+                }
+            }
+        }
+    }
+
+    /// Brings as much of a summary from another node to shared memory as a packet would have held.
+    #[inline(always)]
+    unsafe fn far_summary(&self, source: u32, packet: u32) -> bool {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let first = (source * shape.summary_packets()).into();
+        let from = packet::nth(batch.own.offset(batch.arena.summaries), first);
+        // SAFETY: the contract; a thread writes the words of its packet.
+        unsafe {
+            if !self.arrived(source, 0, Phase::Summary) {
+                return false;
+            }
+            for word in 3 * packet..3 * packet + 3 {
+                let value = if word < shape.summary_words() { mem::load_u32(from.word(word)) } else { 0 };
+                shared::store_u32(told(shape, source, word), value);
+            }
+        }
+        true
+    }
+
+    /// Takes in a tile of a row from another node; false, and a report, if it does not come.
+    #[inline(always)]
+    unsafe fn far_row<F: Filled>(&self, source: u32, token: u32, tile: u32) -> bool {
+        let batch = &self.args.batch;
+        let shape = &batch.shape;
+        let (lane, mine) = (thread::lane(), shape.experts_per_rank());
+        // SAFETY: the contract; all lanes of the warp take the same way.
+        unsafe {
+            let come = self.arrived(source, batch.link.lane_of(token), Phase::Rows);
+            if warp::ballot(warp::ALL, !come) != 0 {
+                return false;
+            }
+            let message = self.message(source, token);
+            let slot = if lane < shape.topk { mem::load_u64(message.long(lane)) } else { NO_ROW.into() };
+            let (row, weight) = (slot as u32, (slot >> 32) as u32);
+            let rank = if row == NO_ROW { u32::MAX } else { (row >> 16) / mine };
+            let first = warp::match_any(warp::ALL, rank) & warp::lanes_below() == 0;
+            let part = warp::ballot(warp::ALL, first && rank < batch.rank).count_ones();
+            let place = if rank == batch.rank { row - (rank * mine << 16) } else { NO_ROW };
+            let from = message.offset(shape.far_slots_bytes() as u64);
+            let read = far::read_tile::<F>(from, shape.dispatched(), shape.hidden, tile);
+            self.deliver::<F>(source, token, tile, [place, weight, part], &read);
+        }
+        true
     }
 
     /// The most tokens that a source has.

@@ -3,9 +3,12 @@
 
 use super::DispatchArgs;
 use crate::gpu::{block, mem, shared, thread, warp};
-use crate::low_latency::batch::Peers;
+use crate::internode::command::{Command, Target};
+use crate::internode::ring::Ring;
+use crate::low_latency::batch::{Peers, channel};
 use crate::low_latency::layout::{NO_ROW, Shape, summary};
 use crate::low_latency::packet;
+use crate::meet::last_block;
 use crate::unroll::unroll;
 use crate::wire::{Failure, Phase, Report};
 
@@ -63,7 +66,7 @@ impl<'a> Routing<'a> {
     /// # Safety
     /// The contract of [`DispatchArgs`].
     #[inline(always)]
-    pub unsafe fn new(
+    pub unsafe fn new<const FAR: bool>(
         args: &'a DispatchArgs,
         epoch: u64,
         deadline_ns: u64,
@@ -106,7 +109,7 @@ impl<'a> Routing<'a> {
                 valid: fits,
             };
             let valid = routing.stage() && fits;
-            batch.acknowledge();
+            batch.acknowledge::<FAR>(deadline_ns);
             routing.clear();
             meanwhile();
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
@@ -216,7 +219,7 @@ impl<'a> Routing<'a> {
     /// # Safety
     /// The contract of [`DispatchArgs`]; by the whole block.
     #[inline(always)]
-    pub unsafe fn tell(&self, first_weight: u32) {
+    pub unsafe fn tell<const FAR: bool>(&self, first_weight: u32) {
         let shape = &self.args.batch.shape;
         let (slots, blocks) = (self.tokens * shape.topk, thread::grid_size());
         let own = self.own_tokens();
@@ -229,10 +232,10 @@ impl<'a> Routing<'a> {
             }
             block::barrier();
             for index in thread::warp_strided(own) {
-                self.tell_message(index, first_weight);
+                self.tell_message::<FAR>(index, first_weight);
             }
             while peer < shape.ranks {
-                self.tell_summary(peer);
+                self.tell_summary::<FAR>(peer);
                 peer += blocks;
                 if peer < shape.ranks {
                     block::barrier();
@@ -325,9 +328,17 @@ impl<'a> Routing<'a> {
 
     /// Sends `peer` its summary.
     #[inline(always)]
-    unsafe fn tell_summary(&self, peer: u32) {
+    unsafe fn tell_summary<const FAR: bool>(&self, peer: u32) {
         let batch = &self.args.batch;
         let packets = batch.shape.summary_packets();
+        if FAR && batch.is_far(peer) {
+            let to = self.far_summary(peer);
+            for word in thread::strided(batch.shape.summary_words()) {
+                // SAFETY: words of the summary, here and in the outbox.
+                unsafe { mem::store_u32(to.word(word), shared::load_u32(self.shared.summary + 4 * word)) };
+            }
+            return;
+        }
         // SAFETY: the contract. Partner of the packets: `receive`'s wait for summaries, on `peer`.
         unsafe {
             let to = self.peers.of(peer).offset(batch.arena.summaries);
@@ -342,7 +353,7 @@ impl<'a> Routing<'a> {
     /// Begins the messages of one of the block's tokens, a packet for each slot: expert there and place among the rank's
     /// rows for it, or [`NO_ROW`]; weight; how many ranks below the token goes to. A warp.
     #[inline(always)]
-    unsafe fn tell_message(&self, index: u32, first_weight: u32) {
+    unsafe fn tell_message<const FAR: bool>(&self, index: u32, first_weight: u32) {
         let batch = &self.args.batch;
         let shape = &batch.shape;
         let token = thread::block_index() + index * thread::grid_size();
@@ -357,6 +368,15 @@ impl<'a> Routing<'a> {
                 bits = if index == thread::warp_index() { first_weight } else { weight(self.args, token) };
             }
             let mut left = leaders;
+            if FAR {
+                let far = warp::ballot(warp::ALL, batch.is_far(rank)) & leaders;
+                left &= !far;
+                if far != 0 && lane < shape.topk {
+                    let row = if rank != u32::MAX { expert << 16 | place } else { NO_ROW };
+                    let to = self.far_message(token).long(lane);
+                    mem::store_u64(to, (bits as u64) << 32 | row as u64);
+                }
+            }
             while left != 0 {
                 let peer = warp::shuffle(warp::ALL, rank, left.trailing_zeros());
                 let below = leaders >> lane & 1 != 0 && rank < peer;
@@ -368,6 +388,73 @@ impl<'a> Routing<'a> {
                     packet::write(packet::nth(to, lane.into()), [row, bits, part], self.tag);
                 }
                 left &= left - 1;
+            }
+        }
+    }
+
+    /// Where in the outbox `token`'s message for ranks of other nodes is.
+    #[inline(always)]
+    pub fn far_message(&self, token: u32) -> mem::Address {
+        let batch = &self.args.batch;
+        let bytes = token as u64 * batch.shape.far_message_bytes() as u64;
+        batch.own.offset(batch.arena.outbox_messages + bytes)
+    }
+
+    /// Where in the outbox the summary for `peer` is.
+    #[inline(always)]
+    fn far_summary(&self, peer: u32) -> mem::Address {
+        let batch = &self.args.batch;
+        let bytes = peer as u64 * batch.shape.far_summary_bytes() as u64;
+        batch.own.offset(batch.arena.outbox_summaries + bytes)
+    }
+
+    /// Has the proxy send what the outbox holds, once all blocks have written it. By the whole block.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`].
+    #[inline(always)]
+    pub unsafe fn post(&self, deadline_ns: u64) {
+        let batch = &self.args.batch;
+        let (shape, arena, link) = (&batch.shape, &batch.arena, &batch.link);
+        let channel = link.channel + channel::DISPATCH;
+        // SAFETY: the caller's promise. The meeting acquires what all blocks have written, for the whole block.
+        unsafe {
+            if !last_block(batch.work(batch.work.meetings).word(channel::DISPATCH)) {
+                return;
+            }
+            Ring::release();
+            for token in thread::warp_strided(self.tokens) {
+                let (rank, leaders) = self.destinations(token);
+                let there = (batch.rank * shape.tokens + token) as u64 * shape.message_packets() as u64;
+                let message = token as u64 * shape.far_message_bytes() as u64;
+                let command = Command::Put {
+                    to: Target { peer: rank, lane: link.lane_of(token) },
+                    channel,
+                    from: link.part + arena.outbox_messages + message,
+                    at: link.part + arena.messages + packet::PACKET_BYTES * there,
+                    bytes: shape.far_message_bytes(),
+                };
+                let has = leaders >> thread::lane() & 1 != 0 && batch.is_far(rank);
+                batch.push(has, command, self.epoch, deadline_ns);
+            }
+            for group in thread::warp_strided(shape.ranks.div_ceil(thread::WARP)) {
+                let peer = group * thread::WARP + thread::lane();
+                let there = batch.rank as u64 * shape.summary_packets() as u64;
+                let command = Command::Put {
+                    // As `receive` expects.
+                    to: Target { peer, lane: 0 },
+                    channel,
+                    from: link.part + arena.outbox_summaries + peer as u64 * shape.far_summary_bytes() as u64,
+                    at: link.part + arena.summaries + packet::PACKET_BYTES * there,
+                    bytes: shape.far_summary_bytes(),
+                };
+                let has = peer < shape.ranks && batch.is_far(peer);
+                batch.push(has, command, self.epoch, deadline_ns);
+            }
+            // Places in the ring are in the order of the puts and, behind the barrier, the signals.
+            block::barrier();
+            if thread::warp_index() == 0 {
+                batch.signal_far(channel::DISPATCH, self.epoch, deadline_ns);
             }
         }
     }

@@ -5,6 +5,7 @@ use super::routing::{self, Routing};
 use crate::gpu::mem;
 use crate::gpu::{clock, thread, warp};
 use crate::low_latency::batch::{Step, share};
+use crate::low_latency::far;
 use crate::low_latency::format::{self, Bf16, E4m3, Quads, Scaling};
 use crate::low_latency::layout::{Element, TILE_CELLS};
 use crate::low_latency::packet::{self, Filled, Tile};
@@ -55,13 +56,15 @@ impl Outgoing for E4m3 {
 /// # Safety
 /// The contract of [`DispatchArgs`].
 #[inline(always)]
-pub unsafe fn send(args: &DispatchArgs) {
+pub unsafe fn send<const FAR: bool>(args: &DispatchArgs) {
     // SAFETY: the caller's promise.
-    unsafe { if args.batch.shape.quantized() { send_as::<E4m3>(args) } else { send_as::<Bf16>(args) } }
+    unsafe {
+        if args.batch.shape.quantized() { send_as::<E4m3, FAR>(args) } else { send_as::<Bf16, FAR>(args) }
+    }
 }
 
 #[inline(always)]
-unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
+unsafe fn send_as<F: Outgoing, const FAR: bool>(args: &DispatchArgs) {
     let batch = &args.batch;
     let shape = &batch.shape;
     let fill = shape.dispatched();
@@ -77,7 +80,7 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
         let told = thread::block_index() + thread::warp_index() * thread::grid_size();
         let first_weight = if told < args.tokens { routing::weight(args, told) } else { 0 };
         let mut made = Tile::ZERO;
-        let routing = Routing::new(args, epoch, deadline_ns, || {
+        let routing = Routing::new::<FAR>(args, epoch, deadline_ns, || {
             if let Some(item) = first {
                 made = F::tile(args, &quads, cells - item % tiles * TILE_CELLS);
             }
@@ -88,16 +91,19 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
         let write = |item: u32, made: &Tile| {
             let (token, tile) = (item / tiles, item % tiles);
             if token < routing.tokens {
-                write::<F>(&routing, token, tile, made);
+                write::<F, FAR>(&routing, token, tile, made);
             }
         };
         if let Some(item) = first {
             write(item, &made);
         }
-        routing.tell(first_weight);
+        routing.tell::<FAR>(first_weight);
         for item in items {
             let quads = load::<F>(args, Some(item), tiles, cells);
             write(item, &F::tile(args, &quads, cells - item % tiles * TILE_CELLS));
+        }
+        if FAR {
+            routing.post(deadline_ns);
         }
         batch.count(Step::DispatchSent, epoch);
     }
@@ -105,7 +111,7 @@ unsafe fn send_as<F: Outgoing>(args: &DispatchArgs) {
 
 /// Sends a tile of a row to every rank that the token goes to. Partner: `receive`, there.
 #[inline(always)]
-unsafe fn write<F: Outgoing>(routing: &Routing, token: u32, tile: u32, made: &Tile) {
+unsafe fn write<F: Outgoing, const FAR: bool>(routing: &Routing, token: u32, tile: u32, made: &Tile) {
     let shape = &routing.args.batch.shape;
     let fill = shape.dispatched();
     let left = fill.cells(shape.hidden) - tile * TILE_CELLS;
@@ -113,6 +119,14 @@ unsafe fn write<F: Outgoing>(routing: &Routing, token: u32, tile: u32, made: &Ti
     unsafe {
         let (rank, leaders) = routing.destinations(token);
         let mut peers = leaders;
+        if FAR {
+            let far = warp::ballot(warp::ALL, routing.args.batch.is_far(rank)) & leaders;
+            peers &= !far;
+            if far != 0 {
+                let row = routing.far_message(token).offset(shape.far_slots_bytes() as u64);
+                far::write_tile::<F>(row, fill, shape.hidden, tile, made);
+            }
+        }
         while peers != 0 {
             let peer = warp::shuffle(warp::ALL, rank, peers.trailing_zeros());
             let at = shape.topk + tile * fill.tile_packets();

@@ -1,0 +1,102 @@
+//! The settings of what goes between nodes.
+
+use super::{refuse, within};
+use crate::Error;
+use crate::fabric::{Arrival, Network};
+use tokenrail_device::internode::command::{MAX_CHANNELS, MAX_LANES, MAX_OFFSET};
+use tokenrail_device::low_latency::batch::channel;
+
+/// What moves bytes between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Via {
+    /// Nothing leaves the process: for ranks of one process that are declared to be on different nodes.
+    Loopback(Network),
+}
+
+/// How ranks of other nodes are reached: through a proxy on the host, which serves a ring of commands that kernels write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Internode {
+    /// What moves the bytes.
+    pub via: Via,
+    /// Connections to each rank of another node, 1 to 32. What they carry is shared out by token.
+    pub lanes: u32,
+    /// How arrival is told. [`Arrival::Counted`] where connections keep no order.
+    pub arrival: Arrival,
+    /// Logarithm of the number of commands that the ring holds, 6 to 20.
+    pub ring_log2: u32,
+    /// The core that the proxy's thread stays on; of those that the process may use. On the emulator without effect where
+    /// nothing leaves the process.
+    pub core: Option<usize>,
+}
+
+impl Internode {
+    /// One lane, flags behind the bytes, 2^14 commands.
+    pub fn new(via: Via) -> Self {
+        Self { via, lanes: 1, arrival: Arrival::default(), ring_log2: 14, core: None }
+    }
+
+    /// What ranks must agree on.
+    pub(super) fn shared(&self) -> String {
+        let Via::Loopback(_) = self.via;
+        format!("lanes {}, {:?}", self.lanes, self.arrival)
+    }
+}
+
+/// Most lanes that make sense; commands name up to [`MAX_LANES`].
+const LANES: u32 = 32;
+const _: () = assert!(LANES <= MAX_LANES);
+
+/// Where things lie that a proxy and kernels share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkPlan {
+    pub ranks: u32,
+    pub ranks_per_node: u32,
+    pub lanes: u32,
+    pub channels: u32,
+    pub ring_log2: u32,
+}
+
+impl LinkPlan {
+    pub(super) fn new(
+        internode: &Internode,
+        ranks: u32,
+        ranks_per_node: u32,
+        batches: u32,
+    ) -> Result<Self, Error> {
+        within("internode.lanes", internode.lanes, 1, LANES)?;
+        within("internode.ring_log2", internode.ring_log2, 6, 20)?;
+        let Via::Loopback(network) = &internode.via;
+        if internode.arrival == Arrival::Ordered && !network.options().ordered {
+            let limit = "lanes of this network keep no order: it must be Counted";
+            return Err(refuse("internode.arrival", "Ordered", limit));
+        }
+        let channels = batches * channel::COUNT;
+        within("channels of all batches", channels, 1, MAX_CHANNELS)?;
+        let (lanes, ring_log2) = (internode.lanes, internode.ring_log2);
+        Ok(Self { ranks, ranks_per_node, lanes, channels, ring_log2 })
+    }
+
+    /// Bytes of all flags.
+    pub fn flags_bytes(&self) -> u64 {
+        8 * u64::from(self.channels) * u64::from(self.ranks) * u64::from(self.lanes)
+    }
+
+    /// Bytes of the words of device memory that kernels share the ring by, each in a line of its own.
+    pub const WORDS_BYTES: u64 = 256;
+
+    /// Bytes of the ring: the commands, and in a line of its own how many were taken.
+    pub fn ring_bytes(&self) -> u64 {
+        (16 << self.ring_log2) + 128
+    }
+
+    /// Commands hold offsets in arenas of no more than this; words' are of half as much.
+    pub fn check_arena(&self, bytes: u64) -> Result<(), Error> {
+        let limit = MAX_OFFSET / 2;
+        if bytes <= limit {
+            return Ok(());
+        }
+        let limit = format!("with internode, arenas are at most {limit} bytes; fewer tokens need less");
+        Err(refuse("arena", bytes, limit))
+    }
+}

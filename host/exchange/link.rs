@@ -1,0 +1,131 @@
+//! An exchange's way to ranks of other nodes: the ring, the proxy that serves it, the fabric that the proxy drives.
+
+use crate::arena::Arena;
+use crate::config::{LinkPlan, Plan, Via};
+use crate::fabric::proxy::{Flags, Proxy, Shared};
+use crate::fabric::ring::Consumer;
+use crate::fabric::{Arrival, Fabric, Memory, ProxyStatistics};
+use crate::gpu::agent::{Running, ThreadOptions};
+use crate::gpu::{Buffer, HostBuffer};
+use crate::{Config, Error, Member};
+use std::sync::Arc;
+use std::time::Duration;
+use tokenrail_device::gpu::mem::Address;
+use tokenrail_device::internode::{self, ring::Ring};
+
+/// The way, as long as it is kept.
+pub struct Link {
+    // Dropped first: the proxy uses all the rest.
+    _running: Running,
+    shared: Arc<Shared>,
+    ring: Ring,
+    flags: Address,
+    lanes: u32,
+    ranks: u32,
+    _commands: HostBuffer,
+    _flags: Option<HostBuffer>,
+}
+
+impl Link {
+    /// Sets it up. All ranks of the group call it together.
+    pub fn new(
+        member: &Member,
+        config: &Config,
+        plan: &Plan,
+        arena: &Arena,
+        workspace: &Buffer,
+        patience: Duration,
+    ) -> Result<Option<Self>, Error> {
+        let (Some(internode), Some(link)) = (&config.internode, plan.link) else { return Ok(None) };
+        let gpu = member.gpu();
+        let Via::Loopback(network) = &internode.via;
+        // Ranks for which something fails still meet the others, who would wait for them otherwise.
+        let prepared = gpu.carrier().and_then(|carrier| {
+            let mut fabric = network.end(member.rank(), link.lanes, carrier);
+            let view = arena.own().view();
+            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device: true };
+            // SAFETY: the arena outlives the proxy, which has the fabric.
+            unsafe { fabric.register(memory)? };
+            let addresses =
+                (0..link.ranks).map(|peer| fabric.address(peer)).collect::<Result<Vec<_>, _>>()?;
+            Ok((fabric, addresses))
+        });
+        let (fabric, addresses) = match prepared {
+            Ok((fabric, addresses)) => (Ok(fabric), addresses),
+            Err(error) => (Err(error), Vec::new()),
+        };
+        let all = member.all_gather(addresses, "exchange of the fabric's addresses", patience)?;
+        let connected = fabric.and_then(|mut fabric| {
+            fabric.connect(&peers(member.rank(), &link, &all))?;
+            Ok(fabric)
+        });
+        let all = member.all_gather(connected.is_ok(), "connecting of the fabric", patience)?;
+        let fabric = connected?;
+        if let Some(peer) = all.iter().position(|connected| !connected) {
+            let (call, reason) = ("connecting".into(), format!("rank {peer} could not"));
+            return Err(Error::Fabric { call, reason });
+        }
+
+        let commands = gpu.alloc_host(link.ring_bytes() as usize)?;
+        let words = workspace.part(plan.link_words_offset(), LinkPlan::WORDS_BYTES).address();
+        let ring = Ring {
+            commands: commands.address(),
+            taken: commands.address().offset(16 << link.ring_log2),
+            reserved: Address(words),
+            seen: Address(words + 128),
+            log2: link.ring_log2,
+        };
+        let counted = match internode.arrival {
+            Arrival::Counted => Some(gpu.alloc_host(link.flags_bytes() as usize)?),
+            Arrival::Ordered => None,
+        };
+        let own_flags = arena.own().address().offset(plan.flags_offset());
+        let flags = counted.as_ref().map_or(own_flags, HostBuffer::address);
+        let at = if counted.is_some() { flags.0 } else { plan.flags_offset() };
+        let told = Flags { arrival: internode.arrival, at, ranks: link.ranks, lanes: link.lanes };
+        // SAFETY: the ring is this exchange's, of the size that its logarithm says, zeroed, and kept until the proxy is gone.
+        let consumer = unsafe { Consumer::new(&ring) };
+        let (proxy, shared) = Proxy::new(consumer, Box::new(fabric), told, member.rank());
+        let running = gpu.run(Box::new(proxy), false, ThreadOptions { core: internode.core })?;
+        let (lanes, ranks) = (link.lanes, link.ranks);
+        Ok(Some(Self {
+            _running: running,
+            shared,
+            ring,
+            flags,
+            lanes,
+            ranks,
+            _commands: commands,
+            _flags: counted,
+        }))
+    }
+
+    /// What kernels are given whose first channel is `channel` and whose part of an arena begins at `part`.
+    pub fn device_side(&self, channel: u32, part: u64) -> internode::Link {
+        let flags = self.flags.offset(8 * u64::from(channel * self.ranks * self.lanes));
+        internode::Link { ring: self.ring, flags, part, channel, lanes: self.lanes, ranks: self.ranks }
+    }
+
+    /// What the proxy has done.
+    pub fn statistics(&self) -> ProxyStatistics {
+        self.shared.statistics()
+    }
+
+    /// Why the proxy cannot go on, as an error of `rank`.
+    pub fn failure(&self, rank: u32) -> Option<Error> {
+        Some(self.shared.failure()?.error(rank))
+    }
+}
+
+/// No way.
+pub const NOWHERE: internode::Link =
+    internode::Link { ring: Ring::NONE, flags: Address::NULL, part: 0, channel: 0, lanes: 0, ranks: 0 };
+
+/// What each rank of another node has given for this one.
+fn peers(rank: u32, link: &LinkPlan, all: &[Vec<Vec<u8>>]) -> Vec<Option<Vec<u8>>> {
+    let node = |rank: u32| rank / link.ranks_per_node;
+    let of = |(peer, addresses): (u32, &Vec<Vec<u8>>)| {
+        if node(peer) == node(rank) { None } else { addresses.get(rank as usize).cloned() }
+    };
+    (0..).zip(all).map(of).collect()
+}
