@@ -236,7 +236,7 @@ impl Receiver<'_> {
             let rank = if row == NO_ROW { u32::MAX } else { (row >> 16) / mine };
             let first = warp::match_any(warp::ALL, rank) & warp::lanes_below() == 0;
             let part = warp::ballot(warp::ALL, first && rank < batch.rank).count_ones();
-            let place = if rank == batch.rank { row - (rank * mine << 16) } else { NO_ROW };
+            let place = if rank == batch.rank { row - ((rank * mine) << 16) } else { NO_ROW };
             let from = message.offset(shape.far_slots_bytes() as u64);
             let read = far::read_tile::<F>(from, shape.dispatched(), shape.hidden, tile);
             self.deliver::<F>(source, token, tile, [place, weight, part], &read);
