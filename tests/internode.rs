@@ -6,8 +6,11 @@
 mod batches;
 #[path = "common/input.rs"]
 mod input;
+#[path = "common/network.rs"]
+mod network;
 
-use batches::{Case, Limits, cases, check, config, networks, on_nodes};
+use batches::{Case, Limits, cases, check, config};
+use network::{networks, on_nodes};
 use proptest::prelude::*;
 use std::time::Duration;
 use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network};
@@ -17,7 +20,7 @@ use tokenrail::{
     Summation, Via,
 };
 
-fn network(ordered: bool) -> Internode {
+fn loopback(ordered: bool) -> Internode {
     let options = LoopbackOptions { ordered, delay_ns: 100..=5_000, ..LoopbackOptions::default() };
     let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
     Internode { arrival, lanes: 2, ..Internode::new(Via::Loopback(Network::new(options))) }
@@ -26,7 +29,7 @@ fn network(ordered: bool) -> Internode {
 #[test]
 fn low_latency_between_two_nodes_of_one_rank() {
     for ordered in [true, false] {
-        let config = on_nodes(config(8, 2, 64, LowLatency::new(9)), 1, network(ordered));
+        let config = on_nodes(config(8, 2, 64, LowLatency::new(9)), 1, loopback(ordered));
         check(&Case::new(config, &[&[9, 5]]), &Backend::emulator(1));
     }
 }
@@ -42,7 +45,7 @@ fn low_latency_of_every_format() {
         for combine in [CombineFormat::Bf16, CombineFormat::Fp8, CombineFormat::Log10] {
             for summation in [Summation::ByRank, Summation::BySlot] {
                 let low_latency = LowLatency { dispatch, combine, summation, ..LowLatency::new(6) };
-                let config = on_nodes(config(7, 3, 1616, low_latency), 2, network(seed % 2 == 0));
+                let config = on_nodes(config(7, 3, 1616, low_latency), 2, loopback(seed % 2 == 0));
                 let case = Case::new(config, &[&[6, 3, 0, 2], &[1, 6, 6, 4]]);
                 check(&case, &Backend::emulator(seed));
             }
@@ -52,7 +55,7 @@ fn low_latency_of_every_format() {
 
 #[test]
 fn more_low_latency_ranks_than_lanes_of_a_warp() {
-    let config = on_nodes(config(70, 6, 16, LowLatency::new(2)), 5, network(true));
+    let config = on_nodes(config(70, 6, 16, LowLatency::new(2)), 5, loopback(true));
     check(&Case::new(config, &[&[2; 35]]), &Backend::emulator(8));
 }
 
@@ -61,7 +64,7 @@ fn a_late_rank_costs_time_alone() {
     let low_latency = LowLatency { depth: 1, ..LowLatency::new(8) };
     let tokens: &[&[usize]] = &[&[8, 3, 5], &[0, 8, 8], &[4, 0, 1], &[8, 8, 8], &[2, 7, 0]];
     for (ordered, late) in [(true, 0), (false, 2)] {
-        let config = on_nodes(config(12, 3, 528, low_latency.clone()), 1, network(ordered));
+        let config = on_nodes(config(12, 3, 528, low_latency.clone()), 1, loopback(ordered));
         let case = Case { halves: true, late: Some(late), ..Case::new(config, tokens) };
         check(&case, &Backend::emulator(3));
         check(&Case { dropped_one_in: 1, ..case }, &Backend::emulator(4));
@@ -153,7 +156,7 @@ fn all_well(outcomes: &[Result<(), (u32, Error)>]) {
 #[test]
 fn a_killed_rank_is_an_error_everywhere_and_the_next_group_works() {
     for ordered in [true, false] {
-        let internode = network(ordered);
+        let internode = loopback(ordered);
         let Via::Loopback(net) = internode.via.clone() else { unreachable!("that is what it is") };
         let outcomes = run(3, &internode, 8, |rank, round| {
             if (rank, round) == (1, 4) {
@@ -177,7 +180,7 @@ fn a_killed_rank_is_an_error_everywhere_and_the_next_group_works() {
 
 #[test]
 fn a_port_that_goes_down_is_an_error_until_it_is_up() {
-    let internode = network(true);
+    let internode = loopback(true);
     let Via::Loopback(net) = internode.via.clone() else { unreachable!("that is what it is") };
     let outcomes = run(2, &internode, 8, |rank, round| {
         if (rank, round) == (0, 3) {
@@ -212,7 +215,7 @@ fn a_lost_write_is_an_error_of_its_connection() {
 
 #[test]
 fn a_rank_that_stays_away_is_late() {
-    let internode = network(true);
+    let internode = loopback(true);
     let low_latency = LowLatency { dispatch: DispatchFormat::Bf16, ..LowLatency::new(TOKENS) };
     let config = Config { timeout: Duration::from_millis(50), ..config(EXPERTS, 2, HIDDEN, low_latency) };
     let config = on_nodes(config, 1, internode);
@@ -247,7 +250,7 @@ fn a_rank_that_stays_away_is_late() {
 fn as_much_crosses_as_has_to() {
     // 2 nodes of 2 ranks; 3 tokens of rank 0, whose experts are on ranks 2 and 3; on 2 twice; on 0 and 1.
     let low_latency = LowLatency { dispatch: DispatchFormat::Bf16, depth: 1, ..LowLatency::new(4) };
-    let config = on_nodes(config(8, 2, 64, low_latency), 2, network(true));
+    let config = on_nodes(config(8, 2, 64, low_latency), 2, loopback(true));
     let members = Group::on_nodes(4, 2, &Backend::emulator(1)).unwrap();
     let statistics: Vec<_> = std::thread::scope(|scope| {
         let start = |member: Member| {
@@ -290,7 +293,7 @@ fn as_much_crosses_as_has_to() {
 fn settings_that_cannot_be() {
     let good = || {
         let low_latency = LowLatency::new(TOKENS);
-        on_nodes(config(EXPERTS, 2, HIDDEN, low_latency), 1, network(true))
+        on_nodes(config(EXPERTS, 2, HIDDEN, low_latency), 1, loopback(true))
     };
     let refusal = |change: fn(&mut Config)| {
         let mut config = good();
@@ -313,7 +316,7 @@ fn settings_that_cannot_be() {
         assert!(found.starts_with(wanted), "{found}");
     }
     let mut unordered = good();
-    unordered.internode = Some(Internode { arrival: Arrival::Ordered, ..network(false) });
+    unordered.internode = Some(Internode { arrival: Arrival::Ordered, ..loopback(false) });
     let found = tokenrail::bytes_for(&unordered, 2).unwrap_err().to_string();
     assert!(found.starts_with("internode.arrival = Ordered: "), "{found}");
 }

@@ -4,14 +4,13 @@ use super::input::{POISON, numbers, routing, same};
 use half::bf16;
 use proptest::prelude::*;
 use std::time::Duration;
-use tokenrail::fabric::{Arrival, LoopbackOptions, Network};
 use tokenrail::gpu::{Plain, View};
 use tokenrail::low_latency::{Batch, CombineHook, DispatchHook, Input, Rows, Sums};
 use tokenrail::oracle::{self, ExpertRows, Placement, TokenBatch};
 use tokenrail::workload::Busy;
 use tokenrail::{
-    Backend, Buffer, CombineFormat, Config, DispatchFormat, Exchange, Group, Internode, LowLatency,
-    ScaleLayout, Stream, Summation, Tokens, Via,
+    Backend, Buffer, CombineFormat, Config, DispatchFormat, Exchange, Group, LowLatency, ScaleLayout, Stream,
+    Summation, Tokens,
 };
 
 /// What to exchange.
@@ -510,23 +509,6 @@ pub fn cases(limits: Limits) -> impl Strategy<Value = Case> {
             late: None,
             dropped_one_in,
         }
-    })
-}
-
-/// The settings, with ranks on nodes that `network` joins.
-pub fn on_nodes(config: Config, ranks_per_node: u32, internode: Internode) -> Config {
-    Config { ranks_per_node: Some(ranks_per_node), internode: Some(internode), ..config }
-}
-
-/// Random networks: some keep the order of lanes, others count.
-pub fn networks() -> impl Strategy<Value = Internode> {
-    let parts = (any::<bool>(), any::<u16>(), 0u64..20_000, 1u32..5, 1u32..40);
-    parts.prop_map(|(ordered, seed, delay_ns, lanes, depth)| {
-        let options =
-            LoopbackOptions { seed: seed.into(), delay_ns: 0..=delay_ns, ordered, depth, lose_one_in: 0 };
-        let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
-        let via = Via::Loopback(Network::new(options));
-        Internode { lanes, arrival, ring_log2: 6, ..Internode::new(via) }
     })
 }
 
