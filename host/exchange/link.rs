@@ -82,12 +82,12 @@ impl Link {
         let own_flags = arena.own().address().offset(plan.flags_offset());
         let flags = counted.as_ref().map_or(own_flags, HostBuffer::address);
         let at = if counted.is_some() { flags.0 } else { plan.flags_offset() };
-        let told = Flags { arrival: internode.arrival, at, ranks: link.ranks, lanes: link.lanes };
+        let LinkPlan { channels, ranks, lanes, .. } = link;
+        let told = Flags { arrival: internode.arrival, at, channels, ranks, lanes };
         // SAFETY: the ring is this exchange's, of the size that its logarithm says, zeroed, and kept until the proxy is gone.
         let consumer = unsafe { Consumer::new(&ring) };
         let (proxy, shared) = Proxy::new(consumer, Box::new(fabric), told, member.rank());
         let running = gpu.run(Box::new(proxy), false, ThreadOptions { core: internode.core })?;
-        let (lanes, ranks) = (link.lanes, link.ranks);
         Ok(Some(Self {
             _running: running,
             shared,

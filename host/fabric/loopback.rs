@@ -7,6 +7,7 @@ use crate::gpu::device::Carrier;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the network is like.
@@ -33,24 +34,31 @@ impl Default for LoopbackOptions {
 
 /// A network that ranks of this process share. Clones are the same network.
 #[derive(Clone)]
-pub struct Network(Arc<Mutex<State>>);
+pub struct Network(Arc<Shared>);
 
-struct State {
+struct Shared {
     options: LoopbackOptions,
-    random: u64,
-    ends: BTreeMap<u32, End>,
-    lanes: BTreeMap<(u32, Lane), Queue>,
+    ends: Mutex<BTreeMap<u32, Arc<End>>>,
 }
 
-/// What the network knows of a rank.
+/// What others know of a rank's end.
 #[derive(Default)]
 struct End {
+    regions: Mutex<Vec<Memory>>,
+    inbox: Mutex<Vec<Event>>,
+    has_mail: AtomicBool,
+    state: AtomicU8,
+}
+
+/// States of an end.
+const ALIVE: u8 = 0;
+const DOWN: u8 = 1;
+const DEAD: u8 = 2;
+
+/// A peer as a rank's end sees it once it is connected.
+struct Peer {
+    end: Arc<End>,
     regions: Vec<Memory>,
-    inbox: Vec<Event>,
-    dead: bool,
-    down: bool,
-    /// Counts the ends that the rank has had.
-    generation: u64,
 }
 
 /// Writes of a lane.
@@ -58,6 +66,8 @@ struct End {
 struct Queue {
     writes: VecDeque<Flying>,
     failed: bool,
+    /// Whether it is among those that have writes.
+    is_busy: bool,
 }
 
 struct Flying {
@@ -74,13 +84,25 @@ pub struct Loopback {
     rank: u32,
     lanes: u32,
     now_ns: u64,
+    random: u64,
     carrier: Box<dyn Carrier>,
-    generation: u64,
+    own: Arc<End>,
+    regions: Vec<Memory>,
+    peers: Vec<Option<Peer>>,
+    /// By peer, by lane.
+    queues: Vec<Queue>,
+    /// Those that have writes.
+    busy: Vec<usize>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is a single call, so a panic elsewhere leaves it whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.debug_tuple("Network").field(&self.state().options).finish()
+        f.debug_tuple("Network").field(&self.0.options).finish()
     }
 }
 
@@ -95,169 +117,174 @@ impl Eq for Network {}
 impl Network {
     /// A network like that.
     pub fn new(options: LoopbackOptions) -> Self {
-        let random = options.seed;
-        let (ends, lanes) = (BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(State { options, random, ends, lanes })))
+        Self(Arc::new(Shared { options, ends: Mutex::default() }))
     }
 
     /// What it is like.
-    pub fn options(&self) -> LoopbackOptions {
-        self.state().options.clone()
+    pub fn options(&self) -> &LoopbackOptions {
+        &self.0.options
     }
 
     /// A rank dies: it sends nothing more, and lanes to it fail.
     pub fn kill(&self, rank: u32) {
-        self.state().ends.entry(rank).or_default().dead = true;
+        if let Some(end) = lock(&self.0.ends).get(&rank) {
+            end.state.store(DEAD, Ordering::Release);
+        }
     }
 
     /// A rank's port goes down, and its lanes fail when they are used, or comes up again.
     pub fn set_port(&self, rank: u32, up: bool) {
-        let mut state = self.state();
-        let end = state.ends.entry(rank).or_default();
-        if end.down == up {
-            end.down = !up;
-            end.inbox.push(if up { Event::PortUp } else { Event::PortDown });
+        if let Some(end) = lock(&self.0.ends).get(&rank) {
+            let (from, to) = if up { (DOWN, ALIVE) } else { (ALIVE, DOWN) };
+            if end.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                end.tell(if up { Event::PortUp } else { Event::PortDown });
+            }
         }
     }
 
-    /// A rank's end. An end that the rank had before is gone, and its lanes with it.
+    /// A rank's end. Lanes to one that it had before are dead.
     pub(crate) fn end(&self, rank: u32, lanes: u32, carrier: Box<dyn Carrier>) -> Loopback {
-        let mut state = self.state();
-        let end = state.ends.entry(rank).or_default();
-        (end.regions, end.inbox, end.dead) = (Vec::new(), Vec::new(), false);
-        end.generation += 1;
-        let generation = end.generation;
-        state.lanes.retain(|(from, lane), _| *from != rank && lane.peer != rank);
-        drop(state);
-        Loopback { network: self.clone(), rank, lanes, now_ns: 0, carrier, generation }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is made whole before anything can fail.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let own = Arc::new(End::default());
+        if let Some(before) = lock(&self.0.ends).insert(rank, own.clone()) {
+            before.state.store(DEAD, Ordering::Release);
+        }
+        Loopback {
+            network: self.clone(),
+            rank,
+            lanes,
+            now_ns: 0,
+            random: self.0.options.seed ^ u64::from(rank) << 32,
+            carrier,
+            own,
+            regions: Vec::new(),
+            peers: Vec::new(),
+            queues: Vec::new(),
+            busy: Vec::new(),
+        }
     }
 }
 
-impl State {
-    /// SplitMix64, as the emulator's.
-    fn draw(&mut self, least: u64, most: u64) -> u64 {
+impl End {
+    fn tell(&self, event: Event) {
+        lock(&self.inbox).push(event);
+        self.has_mail.store(true, Ordering::Release);
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.state.load(Ordering::Acquire) == state
+    }
+}
+
+/// Where `bytes` bytes of a region are, if it has them.
+fn place(regions: &[Memory], region: Region, offset: u64, bytes: u64) -> Option<u64> {
+    let memory = regions.get(region.0 as usize)?;
+    (offset <= memory.bytes && bytes <= memory.bytes - offset).then(|| memory.address + offset)
+}
+
+impl Loopback {
+    /// A number of that range. SplitMix64, as the emulator's.
+    fn draw(&mut self, range: &RangeInclusive<u64>) -> u64 {
+        let (least, most) = (*range.start(), *range.end());
+        if most <= least {
+            return least;
+        }
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
-        least + mixed % (most - least).saturating_add(1).max(1)
+        least + mixed % (most - least + 1)
     }
 
-    fn region(&self, rank: u32, region: Region) -> Option<Memory> {
-        self.ends.get(&rank)?.regions.get(region.0 as usize).copied()
+    fn index(&self, lane: Lane) -> Option<usize> {
+        let index = lane.peer as usize * self.lanes as usize + lane.index as usize;
+        let is_connected = self.peers.get(lane.peer as usize).is_some_and(Option::is_some);
+        (lane.index < self.lanes && is_connected).then_some(index)
     }
 
-    /// Where `bytes` bytes of a region are, if it has them.
-    fn place(&self, rank: u32, region: Region, offset: u64, bytes: u64) -> Option<u64> {
-        let memory = self.region(rank, region)?;
-        (offset <= memory.bytes && bytes <= memory.bytes - offset).then(|| memory.address + offset)
+    fn lane(&self, index: usize) -> Lane {
+        Lane { peer: index as u32 / self.lanes, index: index as u32 % self.lanes }
     }
 
-    /// Which of the lane's writes are delivered now.
-    fn due(&mut self, from: u32, lane: Lane, now_ns: u64) -> Vec<usize> {
-        let ordered = self.options.ordered;
-        let Some(queue) = self.lanes.get(&(from, lane)).filter(|queue| !queue.failed) else {
-            return Vec::new();
-        };
-        let is_due = |flying: &Flying| !flying.delivered && flying.due_ns <= now_ns;
-        let all = queue.writes.iter().enumerate();
-        if ordered {
-            return all.take_while(|(_, flying)| flying.due_ns <= now_ns).map(|(at, _)| at).collect();
+    /// Which of a lane's writes are delivered now, and in which order.
+    fn due(&mut self, index: usize, now_ns: u64) -> Vec<usize> {
+        let writes = self.queues[index].writes.iter().enumerate();
+        if self.network.0.options.ordered {
+            return writes.take_while(|(_, flying)| flying.due_ns <= now_ns).map(|(at, _)| at).collect();
         }
-        let mut due: Vec<usize> = all.filter(|(_, flying)| is_due(flying)).map(|(at, _)| at).collect();
+        let is_due = |flying: &Flying| !flying.delivered && flying.due_ns <= now_ns;
+        let mut due: Vec<usize> = writes.filter(|(_, flying)| is_due(flying)).map(|(at, _)| at).collect();
         for at in (1..due.len()).rev() {
-            due.swap(at, self.draw(0, at as u64) as usize);
+            due.swap(at, self.draw(&(0..=at as u64)) as usize);
         }
         due
     }
 
-    /// Why nothing goes from one to the other, if so.
-    fn severed(&self, from: u32, to: u32) -> Option<Cause> {
-        let is = |rank: u32, what: fn(&End) -> bool| self.ends.get(&rank).is_some_and(what);
-        if is(from, |end| end.down || end.dead) {
+    /// Delivers what is due on a lane; whether it has writes left.
+    fn deliver(&mut self, index: usize, now_ns: u64, events: &mut Vec<Event>) -> Result<bool, Error> {
+        let lane = self.lane(index);
+        let due = self.due(index, now_ns);
+        let Some(peer) = &self.peers[lane.peer as usize] else { return Ok(false) };
+        let severed = if !self.own.is(ALIVE) {
             Some(Cause::Local)
-        } else if is(to, |end| end.down || end.dead) || !self.ends.contains_key(&to) {
+        } else if !peer.end.is(ALIVE) {
             Some(Cause::Unreachable)
         } else {
             None
-        }
-    }
-}
-
-impl Loopback {
-    fn lane_error(&self, lane: Lane, cause: Cause) -> Error {
-        Error::Link { rank: self.rank, peer: lane.peer, lane: lane.index, cause }
-    }
-
-    /// Delivers what is due on a lane.
-    fn deliver(&mut self, lane: Lane, now_ns: u64, events: &mut Vec<Event>) -> Result<(), Error> {
-        let network = self.network.clone();
-        let mut state = network.state();
+        };
+        let queue = &mut self.queues[index];
         let mut failed = None;
-        for at in state.due(self.rank, lane, now_ns) {
-            let severed = state.severed(self.rank, lane.peer);
-            let Some(queue) = state.lanes.get_mut(&(self.rank, lane)) else { break };
+        for at in due {
             let flying = &mut queue.writes[at];
-            let write = flying.write;
-            failed = severed.or_else(|| flying.fate.take());
+            failed = severed.clone().or_else(|| flying.fate.take());
             if failed.is_some() {
-                queue.failed = true;
                 break;
             }
             flying.delivered = true;
-            let bytes = match write.payload {
-                Payload::Bytes { bytes, .. } => bytes.into(),
-                Payload::Word(_) => 8,
-                Payload::Nothing => 0,
-            };
-            // Both were checked when it was written; an end that was made anew since has taken its lanes with it.
-            let to = state.place(lane.peer, write.region, write.offset, bytes);
-            match (write.payload, to) {
-                (Payload::Bytes { region, offset, bytes }, Some(to)) => {
-                    if let Some(from) = state.place(self.rank, region, offset, bytes.into()) {
+            let Write { payload, region, offset, immediate } = flying.write;
+            // All places were checked when it was written.
+            match payload {
+                Payload::Bytes { region: own, offset: from, bytes } => {
+                    let from = place(&self.regions, own, from, bytes.into());
+                    let to = place(&peer.regions, region, offset, bytes.into());
+                    if let (Some(from), Some(to)) = (from, to) {
                         self.carrier.copy(from, to, bytes.into())?;
                     }
                 }
-                (Payload::Word(value), Some(to)) => {
-                    self.carrier.settle()?;
-                    self.carrier.word(to, value)?;
+                Payload::Word(value) => {
+                    if let Some(to) = place(&peer.regions, region, offset, 8) {
+                        self.carrier.settle()?;
+                        self.carrier.word(to, value)?;
+                    }
                 }
-                _ => {}
+                Payload::Nothing => {}
             }
-            if let Some(immediate) = write.immediate {
+            if let Some(immediate) = immediate {
                 self.carrier.settle()?;
-                let back = Lane { peer: self.rank, index: lane.index };
-                let end = state.ends.entry(lane.peer).or_default();
-                end.inbox.push(Event::Arrived { lane: back, immediate });
+                let lane = Lane { peer: self.rank, index: lane.index };
+                peer.end.tell(Event::Arrived { lane, immediate });
             }
         }
         self.carrier.settle()?;
-        if let Some(queue) = state.lanes.get_mut(&(self.rank, lane)) {
-            let done = queue.writes.iter().take_while(|flying| flying.delivered).count();
-            queue.writes.drain(..done);
-            if done > 0 {
-                events.push(Event::Written { lane, count: done as u32 });
-            }
+        let done = queue.writes.iter().take_while(|flying| flying.delivered).count();
+        queue.writes.drain(..done);
+        if done > 0 {
+            events.push(Event::Written { lane, count: done as u32 });
         }
         if let Some(cause) = failed {
+            queue.failed = true;
+            queue.writes.clear();
             events.push(Event::Failed { lane, cause });
         }
-        Ok(())
+        Ok(!queue.writes.is_empty())
     }
 }
 
 impl Fabric for Loopback {
     unsafe fn register(&mut self, memory: Memory) -> Result<Region, Error> {
-        let mut state = self.network.state();
-        let regions = &mut state.ends.entry(self.rank).or_default().regions;
-        regions.push(memory);
-        Ok(Region(regions.len() as u32 - 1))
+        self.regions.push(memory);
+        lock(&self.own.regions).push(memory);
+        Ok(Region(self.regions.len() as u32 - 1))
     }
 
     fn address(&mut self, _peer: u32) -> Result<Vec<u8>, Error> {
@@ -265,15 +292,18 @@ impl Fabric for Loopback {
     }
 
     fn connect(&mut self, peers: &[Option<Vec<u8>>]) -> Result<(), Error> {
-        for (rank, address) in (0u32..).zip(peers) {
-            match address {
-                Some(address) if address[..] != rank.to_le_bytes() => {
-                    let (call, reason) = ("connecting".into(), format!("rank {rank} gave another's address"));
-                    return Err(Error::Fabric { call, reason });
-                }
-                _ => {}
+        let refuse = |reason: String| Error::Fabric { call: "connecting".into(), reason };
+        let ends = lock(&self.network.0.ends);
+        let known = |(rank, address): (u32, &Option<Vec<u8>>)| {
+            let Some(address) = address else { return Ok(None) };
+            if address[..] != rank.to_le_bytes() {
+                return Err(refuse(format!("rank {rank} gave another's address")));
             }
-        }
+            let end = ends.get(&rank).ok_or_else(|| refuse(format!("rank {rank} has no end here")))?;
+            Ok(Some(Peer { end: end.clone(), regions: lock(&end.regions).clone() }))
+        };
+        self.peers = (0..).zip(peers).map(known).collect::<Result<_, _>>()?;
+        self.queues = (0..peers.len() * self.lanes as usize).map(|_| Queue::default()).collect();
         Ok(())
     }
 
@@ -282,54 +312,51 @@ impl Fabric for Loopback {
     }
 
     fn is_ordered(&self) -> bool {
-        self.network.state().options.ordered
+        self.network.0.options.ordered
     }
 
     fn room(&self, lane: Lane) -> u32 {
-        let state = self.network.state();
-        let taken = state.lanes.get(&(self.rank, lane)).map_or(0, |queue| queue.writes.len());
-        state.options.depth.saturating_sub(taken as u32)
+        let taken = self.index(lane).map_or(0, |index| self.queues[index].writes.len());
+        self.network.0.options.depth.saturating_sub(taken as u32)
     }
 
     fn write(&mut self, lane: Lane, write: &Write) -> Result<(), Error> {
-        let mut state = self.network.state();
-        let refused = |cause| Err(self.lane_error(lane, cause));
-        if lane.index >= self.lanes {
-            let cause = Cause::Other(format!("there are {} lanes", self.lanes));
-            return refused(cause);
-        }
-        if state.lanes.get(&(self.rank, lane)).is_some_and(|queue| queue.failed) {
-            return refused(Cause::Flushed);
+        let rank = self.rank;
+        let refuse = |cause| Err(Error::Link { rank, peer: lane.peer, lane: lane.index, cause });
+        let Some(index) = self.index(lane) else {
+            return refuse(Cause::Other("there is no such lane".into()));
+        };
+        if self.queues[index].failed {
+            return refuse(Cause::Flushed);
         }
         let bytes: u64 = match write.payload {
             Payload::Bytes { region, offset, bytes } => {
-                if state.place(self.rank, region, offset, bytes.into()).is_none() {
-                    return refused(Cause::Local);
+                if place(&self.regions, region, offset, bytes.into()).is_none() {
+                    return refuse(Cause::Local);
                 }
                 bytes.into()
             }
             Payload::Word(_) => 8,
             Payload::Nothing => 0,
         };
-        let is_refused = bytes > 0 && state.place(lane.peer, write.region, write.offset, bytes).is_none();
-        let is_lost = state.options.lose_one_in > 0 && {
-            let most = state.options.lose_one_in.into();
-            state.draw(1, most) == 1
+        let theirs = self.peers[lane.peer as usize].as_ref().map_or(&[][..], |peer| &peer.regions);
+        let is_refused = bytes > 0 && place(theirs, write.region, write.offset, bytes).is_none();
+        let network = self.network.clone();
+        let options = network.options();
+        let one_in = u64::from(options.lose_one_in);
+        let fate = if is_refused {
+            Some(Cause::Refused)
+        } else if one_in > 0 && self.draw(&(1..=one_in)) == 1 {
+            Some(Cause::Unreachable)
+        } else {
+            None
         };
-        let fate = match (is_refused, is_lost) {
-            (true, _) => Some(Cause::Refused),
-            (_, true) => Some(Cause::Unreachable),
-            _ => None,
-        };
-        let (least, most) = state.options.delay_ns.clone().into_inner();
-        let delay_ns = state.draw(least, most.max(least));
-        let queue = state.lanes.entry((self.rank, lane)).or_default();
-        queue.writes.push_back(Flying {
-            due_ns: self.now_ns + delay_ns,
-            write: *write,
-            fate,
-            delivered: false,
-        });
+        let due_ns = self.now_ns + self.draw(&options.delay_ns);
+        let queue = &mut self.queues[index];
+        queue.writes.push_back(Flying { due_ns, write: *write, fate, delivered: false });
+        if !std::mem::replace(&mut queue.is_busy, true) {
+            self.busy.push(index);
+        }
         Ok(())
     }
 
@@ -339,36 +366,34 @@ impl Fabric for Loopback {
 
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> Result<Outlook, Error> {
         self.now_ns = now_ns;
-        let network = self.network.clone();
-        let own = |state: &State| -> Vec<Lane> {
-            let all = state.lanes.iter().filter(|((from, _), queue)| *from == self.rank && !queue.failed);
-            all.map(|((_, lane), _)| *lane).collect()
-        };
-        let lanes = own(&network.state());
-        for lane in lanes {
-            self.deliver(lane, now_ns, events)?;
+        let mut busy = std::mem::take(&mut self.busy);
+        let mut outcome = Ok(());
+        busy.retain(|&index| match self.deliver(index, now_ns, events) {
+            Ok(has_more) => {
+                self.queues[index].is_busy = has_more;
+                has_more
+            }
+            Err(error) => {
+                outcome = Err(error);
+                true
+            }
+        });
+        self.busy = busy;
+        outcome?;
+        if self.own.has_mail.swap(false, Ordering::AcqRel) {
+            events.append(&mut lock(&self.own.inbox));
         }
-        let mut state = network.state();
-        if let Some(end) = state.ends.get_mut(&self.rank) {
-            events.append(&mut end.inbox);
-        }
-        let ordered = state.options.ordered;
-        let queues = state.lanes.iter().filter(|((from, _), queue)| *from == self.rank && !queue.failed);
-        let next = queues.filter_map(|(_, queue)| {
-            let waiting = queue.writes.iter().filter(|flying| !flying.delivered).map(|flying| flying.due_ns);
+        let ordered = self.network.0.options.ordered;
+        let next = self.busy.iter().filter_map(|&index| {
+            let writes = self.queues[index].writes.iter();
+            let waiting = writes.filter(|flying| !flying.delivered).map(|flying| flying.due_ns);
             if ordered { waiting.take(1).min() } else { waiting.min() }
         });
         Ok(next.min().map_or(Outlook::Quiet, Outlook::At))
     }
 
     fn close(&mut self) {
-        let mut state = self.network.state();
-        // A later end of the same rank is not this one's to close.
-        if let Some(end) = state.ends.get_mut(&self.rank).filter(|end| end.generation == self.generation) {
-            end.dead = true;
-            end.regions.clear();
-            state.lanes.retain(|(from, _), _| *from != self.rank);
-        }
+        self.own.state.store(DEAD, Ordering::Release);
     }
 }
 

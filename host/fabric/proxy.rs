@@ -14,7 +14,6 @@ use super::ring::Consumer;
 use super::{Cause, Event, Fabric, Lane, Outlook, Payload, Region, Write};
 use crate::Error;
 use crate::gpu::agent::{self, Agent};
-use std::collections::BTreeMap;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,6 +120,8 @@ pub struct Flags {
     /// Where they begin: an offset in peers' arenas if they are written there, else the address of this rank's own, in
     /// memory that its GPU and the host share.
     pub at: u64,
+    /// Channels.
+    pub channels: u32,
     /// Ranks.
     pub ranks: u32,
     /// Lanes to each.
@@ -128,6 +129,12 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Which of the lanes to all ranks this is, if it is one.
+    fn lane(&self, lane: Lane) -> Option<usize> {
+        let is_one = lane.peer < self.ranks && lane.index < self.lanes;
+        is_one.then_some((lane.peer * self.lanes + lane.index) as usize)
+    }
+
     /// Where the flag is that `rank` sets.
     fn of(&self, channel: u32, rank: u32, lane: u32) -> u64 {
         let index = (channel * self.ranks + rank) * self.lanes + lane;
@@ -144,19 +151,19 @@ pub struct Proxy {
     arena: Region,
     shared: Arc<Shared>,
     events: Vec<Event>,
-    /// Writes of a channel since the last signal, by lane.
-    sent: BTreeMap<(Lane, u32), u32>,
-    /// What has arrived of an operation, by lane and channel.
-    rounds: BTreeMap<(Lane, u32), Round>,
-    /// Lanes that have failed.
-    failed: Vec<Lane>,
+    /// By lane, by channel: writes since the last signal.
+    sent: Vec<u32>,
+    /// By lane, by channel: what has arrived of an operation.
+    rounds: Vec<Round>,
+    /// By lane: whether it has failed.
+    failed: Vec<bool>,
     /// Since when the next command waits for room.
     blocked_since_ns: Option<u64>,
     under_way: u64,
 }
 
 /// An operation as its receiver counts it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Round {
     counted: u32,
     announced: Option<u32>,
@@ -193,6 +200,7 @@ impl Proxy {
     /// A proxy of `rank`, whose arena is the fabric's first region.
     pub fn new(consumer: Consumer, fabric: Box<dyn Fabric>, flags: Flags, rank: u32) -> (Self, Arc<Shared>) {
         let shared = Arc::new(Shared::default());
+        let lanes = flags.ranks as usize * flags.lanes as usize;
         let proxy = Self {
             consumer,
             fabric,
@@ -201,9 +209,9 @@ impl Proxy {
             arena: Region(0),
             shared: shared.clone(),
             events: Vec::new(),
-            sent: BTreeMap::new(),
-            rounds: BTreeMap::new(),
-            failed: Vec::new(),
+            sent: vec![0; lanes * flags.channels as usize],
+            rounds: vec![Round::default(); lanes * flags.channels as usize],
+            failed: vec![false; lanes],
             blocked_since_ns: None,
             under_way: 0,
         };
@@ -224,8 +232,9 @@ impl Proxy {
     }
 
     fn lost(&mut self, lane: Lane, cause: Cause) {
-        if !self.failed.contains(&lane) {
-            self.failed.push(lane);
+        if let Some(index) = self.flags.lane(lane)
+            && !std::mem::replace(&mut self.failed[index], true)
+        {
             self.shared.fail(Failure::Link(lane, cause));
         }
     }
@@ -233,13 +242,13 @@ impl Proxy {
     /// Counts an immediate, and sets the flag if it was the last.
     fn arrived(&mut self, lane: Lane, immediate: Immediate) {
         self.shared.add(Counter::Arrived, 1);
-        if self.flags.arrival != Arrival::Counted
-            || lane.peer >= self.flags.ranks
-            || lane.index >= self.flags.lanes
-        {
-            return;
-        }
-        let round = self.rounds.entry((lane, immediate.channel)).or_default();
+        let channel = immediate.channel;
+        let index = self.flags.lane(lane).filter(|_| channel < self.flags.channels);
+        let Some(index) = index.filter(|_| self.flags.arrival == Arrival::Counted) else {
+            let told = format!("rank {} tells of channel {channel}, which nobody counts", lane.peer);
+            return self.shared.fail(Failure::Fabric(told));
+        };
+        let round = &mut self.rounds[index * self.flags.channels as usize + channel as usize];
         match immediate.announced {
             Some(count) => round.announced = Some(count),
             None => round.counted += 1,
@@ -247,9 +256,9 @@ impl Proxy {
         if round.announced == Some(round.counted) {
             round.epoch += 1;
             (round.counted, round.announced) = (0, None);
-            let flag = self.flags.of(immediate.channel, lane.peer, lane.index);
+            let flag = self.flags.of(channel, lane.peer, lane.index);
             // Partner: `Link::wait` of a kernel (acquire, sys). What it releases: the bytes, which the fabric says are there.
-            // SAFETY: channels have 8 bits, and there are flags for so many; nobody else writes it.
+            // SAFETY: there is a flag for each channel, rank and lane; nobody else writes it.
             unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(flag as usize)) }
                 .store(round.epoch, Ordering::Release);
         }
@@ -262,15 +271,21 @@ impl Proxy {
         };
         let Target { peer, lane: index } = target;
         let lane = Lane { peer, index };
-        if peer >= self.flags.ranks || peer == self.rank || index >= self.flags.lanes {
+        let channel = match command {
+            Command::Put { channel, .. } | Command::Signal { channel, .. } => channel,
+            Command::Word { .. } => 0,
+        };
+        let known = self.flags.lane(lane).filter(|_| peer != self.rank && channel < self.flags.channels);
+        let Some(at) = known else {
             self.shared
-                .fail(Failure::Fabric(format!("there is no lane {index} to rank {peer}: {command:?}")));
+                .fail(Failure::Fabric(format!("a kernel has asked for what there is not: {command:?}")));
             return true;
-        }
-        if self.failed.contains(&lane) {
+        };
+        if self.failed[at] {
             self.shared.add(Counter::Dropped, 1);
             return true;
         }
+        let sent = &mut self.sent[at * self.flags.channels as usize + channel as usize];
         if self.fabric.room(lane) == 0 {
             return false;
         }
@@ -278,7 +293,7 @@ impl Proxy {
         let (region, told) = (self.arena, |channel, announced| Immediate { channel, announced }.encode());
         let write = match command {
             Command::Put { channel, from, at, bytes, .. } => {
-                *self.sent.entry((lane, channel)).or_default() += 1;
+                *sent += 1;
                 self.shared.add(Counter::Bytes, bytes.into());
                 let payload = Payload::Bytes { region, offset: from, bytes };
                 Write { payload, region, offset: at, immediate: counted.then(|| told(channel, None)) }
@@ -287,7 +302,7 @@ impl Proxy {
                 Write { payload: Payload::Word(value), region, offset: at, immediate: None }
             }
             Command::Signal { channel, value, .. } => {
-                let count = self.sent.remove(&(lane, channel)).unwrap_or_default().min(Immediate::MAX_COUNT);
+                let count = std::mem::take(sent).min(Immediate::MAX_COUNT);
                 if counted {
                     let immediate = Some(told(channel, Some(count)));
                     Write { payload: Payload::Nothing, region, offset: 0, immediate }
