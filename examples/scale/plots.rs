@@ -6,6 +6,7 @@ use crate::scale::tables::{logical_gbs, mode_name};
 use crate::scale::time::{Estimate, Mode, Payload};
 use crate::scale::validation::checks;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::error::Error;
 use std::path::Path;
 
@@ -99,7 +100,7 @@ fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, 0.0), |(least, most), value| (least.min(value), most.max(value)))
 }
 
-/// Lines over the number of ranks, both axes logarithmic.
+/// Lines over the number of ranks, which is logarithmic.
 fn chart(
     path: &Path,
     title: &str,
@@ -110,7 +111,7 @@ fn chart(
     let points = || lines.iter().flat_map(|line| &line.points);
     let limit_values = limits.iter().flatten().map(|limit| limit.1);
     let (left, right) = ends(points().map(|point| point.0));
-    let (least, most) = ends(points().map(|point| point.1).chain(limit_values));
+    let (_, most) = ends(points().map(|point| point.1).chain(limit_values));
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     // Names stand beside the chart, where they hide nothing.
@@ -120,7 +121,7 @@ fn chart(
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(58)
-        .build_cartesian_2d(left - 0.1..right + 0.1, (least / 1.15..most * 1.15).log_scale())?;
+        .build_cartesian_2d(left - 0.1..right + 0.1, 0.0..most * 1.1)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -129,7 +130,7 @@ fn chart(
         .y_desc(unit)
         .x_labels((right - left).round() as usize + 1)
         .x_label_formatter(&|power| format!("{:.0}", power.exp2()))
-        .y_label_formatter(&short)
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .label_style((FONT, 13))
         .draw()?;
     for line in lines {
@@ -140,52 +141,51 @@ fn chart(
     for (name, value) in limits.into_iter().flatten() {
         let ends = [(left - 0.1, value), (right + 0.1, value)];
         chart.draw_series(LineSeries::new(ends, BLACK.stroke_width(1)))?;
-        chart.draw_series([Text::new(name.to_string(), (left, value * 1.04), (FONT, 13).into_font())])?;
+        let above = (FONT, 13).into_font().into_text_style(&area).pos(Pos::new(HPos::Left, VPos::Bottom));
+        chart.draw_series([Text::new(name.to_string(), (left, value + most * 0.01), above)])?;
     }
     legend(&names, lines.iter().map(|line| (line.name.as_str(), line.colour, line.filled)))?;
     area.present()?;
     Ok(())
 }
 
-/// Points of what was measured and predicted; on the diagonal the two are equal.
+/// How far the model is off, over what was measured.
 fn errors(folder: &Path) -> Result<(), Box<dyn Error>> {
     let path = folder.join("validation.svg");
     let checks = checks();
-    let (least, most) = ends(checks.iter().flat_map(|check| [check.measured, check.estimate.total()]));
-    let range = || (least / 1.2..most * 1.2).log_scale();
+    let (least, most) = ends(checks.iter().map(|check| check.measured));
+    let (_, worst) = ends(checks.iter().map(|check| 100.0 * check.error().abs()));
     let area = SVGBackend::new(&path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let (area, names) = area.split_horizontally(560);
     let mut chart = ChartBuilder::on(&area)
-        .caption("the model beside what was measured (hollow: fitted)", (FONT, 16))
+        .caption("error of the model (hollow: rows that constants were fitted to)", (FONT, 16))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(58)
-        .build_cartesian_2d(range(), range())?;
+        .build_cartesian_2d((least / 1.2..most * 1.2).log_scale(), -1.2 * worst..1.2 * worst)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.15))
         .x_desc("measured, µs")
-        .y_desc("model, µs")
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
+        .y_desc("model over measured, less 1, in percent")
+        .x_label_formatter(&|value| format!("{value:.0}"))
+        .y_label_formatter(&|value| format!("{value:+.0}"))
         .label_style((FONT, 13))
         .draw()?;
-    for (factor, opacity) in [(1.0, 0.8), (0.8, 0.3), (1.2, 0.3)] {
-        let ends = [(least, least * factor), (most, most * factor)];
-        chart.draw_series(LineSeries::new(ends, BLACK.mix(opacity).stroke_width(1)))?;
-    }
+    let zero = [(least / 1.2, 0.0), (most * 1.2, 0.0)];
+    chart.draw_series(LineSeries::new(zero, BLACK.stroke_width(1)))?;
     for (source, colour) in Source::ALL.into_iter().zip(COLOURS) {
         for check in checks.iter().filter(|check| check.row.source == source) {
             let style = if check.row.fitted { colour.stroke_width(2) } else { colour.filled() };
-            chart.draw_series([Circle::new((check.measured, check.estimate.total()), 4, style)])?;
+            chart.draw_series([Circle::new((check.measured, 100.0 * check.error()), 4, style)])?;
         }
     }
-    let named = Source::ALL.into_iter().zip(COLOURS).map(|(source, colour)| (source.name(), colour, true));
-    legend(&names, named)?;
-    let note = Text::new("thin lines: 20 % off", (10, 230), (FONT, 13).into_font());
-    names.draw(&note)?;
+    legend(
+        &names,
+        Source::ALL.into_iter().zip(COLOURS).map(|(source, colour)| (source.name(), colour, true)),
+    )?;
     area.present()?;
     Ok(())
 }
@@ -203,8 +203,4 @@ fn legend<'a>(
         area.draw(&Text::new(name.to_string(), (28, y - 7), (FONT, 13).into_font()))?;
     }
     Ok(())
-}
-
-fn short(value: &f64) -> String {
-    if *value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
