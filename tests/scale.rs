@@ -4,10 +4,12 @@
 #[path = "../examples/scale/mod.rs"]
 mod scale;
 
+use scale::published::{Row, Source};
 use scale::routing::Gating;
-use scale::settings::Settings;
+use scale::settings::{MODES, Settings};
 use scale::tables;
 use scale::time::{Copies, Machine, Mode, Payload, Resource, Work, estimate};
+use scale::validation::{self, Summary};
 
 fn work(ranks: u32, gating: Gating, payload: Payload, mode: Mode) -> Work {
     let tokens = if mode == Mode::Throughput { 4096 } else { 128 };
@@ -66,7 +68,44 @@ fn a_slow_proxy_is_the_bottleneck() {
     assert!((even.time(Resource::Proxy) / even.time(Resource::Nic) - 1.0).abs() < 1e-9);
 }
 
-/// What docs/scale.md quotes is what the model says.
+/// docs/scale.md gives these figures in tables of its own, with a minus sign for a hyphen.
+#[test]
+fn figures_in_the_docs_are_the_models() {
+    let docs = include_str!("../docs/scale.md").replace('\u{2212}', "-");
+    let mut quoted = Vec::new();
+    let checks = validation::checks();
+    let mut errors = |wanted: &dyn Fn(&Row) -> bool| {
+        let Summary { count, mean, worst } = validation::summary(&checks, wanted);
+        quoted.push(format!("| {count} | {:.1} % | {} |", 100.0 * mean, tables::percent(worst)));
+    };
+    errors(&|row| row.fitted);
+    errors(&|row| !row.fitted);
+    for source in Source::ALL {
+        errors(&|row| row.source == source && !row.fitted);
+    }
+    let settings = Settings::default();
+    let few = Settings { tokens: settings.low_latency_tokens, ..settings.clone() };
+    let [any, groups, nodes] = settings.gatings().map(|(gating, _)| gating);
+    let [two_levels, straight] = MODES;
+    for ranks in [16, 64, 256, 2048] {
+        let cells = |settings: &Settings, wanted: &[(Gating, Mode)]| {
+            let cell = |&(gating, mode): &(Gating, Mode)| {
+                let [fp8, combine] = [Payload::Fp8Dispatch, Payload::Combine]
+                    .map(|payload| settings.estimate(ranks, gating, payload, mode).total());
+                format!(" {fp8:.0} / {combine:.0} |")
+            };
+            format!("| EP{ranks} |{}", wanted.iter().map(cell).collect::<String>())
+        };
+        quoted.push(cells(&settings, &[any, groups, nodes].map(|gating| (gating, two_levels))));
+        let ways = [(any, straight), (nodes, straight), (any, two_levels), (nodes, two_levels)];
+        quoted.push(cells(&few, &ways));
+    }
+    for quoted in quoted {
+        assert!(docs.contains(&quoted), "docs/scale.md lacks {quoted}");
+    }
+}
+
+/// What docs/scale.md refers to is what the model says.
 #[test]
 fn tables_in_the_docs_are_the_models() {
     let docs = include_str!("../docs/scale/tables.md");
