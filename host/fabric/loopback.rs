@@ -7,7 +7,8 @@ use crate::gpu::device::Carrier;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the network is like.
@@ -400,5 +401,28 @@ impl Fabric for Loopback {
 impl Drop for Loopback {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Copies within the host's memory.
+pub(crate) struct HostMemory;
+
+impl Carrier for HostMemory {
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        let from = with_exposed_provenance::<u8>(from as usize);
+        // SAFETY: callers keep both ranges alive; who reads what is written waits for a flag.
+        unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes as usize) };
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn word(&mut self, to: u64, value: u64) -> Result<(), Error> {
+        // SAFETY: alive, as above, and aligned.
+        unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(to as usize)) }
+            .store(value, Ordering::Release);
+        Ok(())
     }
 }

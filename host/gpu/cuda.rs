@@ -19,7 +19,7 @@ use cust::context::{Context, ContextHandle, CurrentContext};
 use cust::error::CudaError;
 use cust::module::Module;
 use queue::CudaQueue;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -131,13 +131,12 @@ pub fn open(options: &CudaOptions, ranks: u32, near: u32) -> Result<Vec<Gpu>, Er
     let lane = options.lane.as_deref();
     let cards =
         used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let share_a_node = |from: usize, to: usize| {
-        let on = |card: usize| (0..ranks as usize).filter(move |rank| rank % cards.len() == card);
-        let node = |rank: usize| rank / near.max(1) as usize;
-        on(from).any(|from| on(to).any(|to| node(from) == node(to)))
-    };
-    for (from, to) in (0..cards.len()).flat_map(|from| (0..cards.len()).map(move |to| (from, to))) {
-        if from != to && share_a_node(from, to) {
+    let count = cards.len();
+    let mut mapped = HashSet::new();
+    for (from, to) in (0..ranks as usize).flat_map(|from| (0..ranks as usize).map(move |to| (from, to))) {
+        let share_a_node = from / near.max(1) as usize == to / near.max(1) as usize;
+        let (from, to) = (from % count, to % count);
+        if share_a_node && from != to && mapped.insert((from, to)) {
             cards[from].map_peer(&cards[to])?;
         }
     }
