@@ -333,4 +333,5 @@ fn a_proxy_is_measured() {
     // That all commands come is checked within; times of the emulator say nothing.
     let speed = ProxySpeed::measure(&Backend::emulator(1), None).unwrap();
     assert!(speed.high_water >= 1 && speed.round_trip_ns > 0.0, "{speed:?}");
+    println!("{:?}", ProxySpeed::of_host().unwrap());
 }

@@ -4,11 +4,14 @@ use super::loopback::HostMemory;
 use super::proxy::{Flags, Proxy};
 use super::ring::Consumer;
 use super::{Arrival, Fabric, Loopback, LoopbackOptions, Memory, Network};
-use crate::gpu::agent::ThreadOptions;
+use crate::gpu::agent::{self, Agent, ThreadOptions};
 use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream};
 use crate::{Backend, Error, Group};
+use std::ptr::with_exposed_provenance_mut;
 use std::time::{Duration, Instant};
+use tokenrail_device::gpu::mem::Quad;
 use tokenrail_device::gpu::thread::WARP;
+use tokenrail_device::internode::command::{Command, Target};
 use tokenrail_device::internode::ring::Ring;
 use tokenrail_device::workload::commands::{Commands, CommandsArgs};
 
@@ -87,6 +90,73 @@ impl ProxySpeed {
             round_trip_ns: elapsed as f64 / f64::from(round_trips),
             high_water: statistics.high_water,
         })
+    }
+}
+
+impl ProxySpeed {
+    /// What the proxy's thread alone comes to, without a GPU: commands are put into the ring by the host, in untimed pauses.
+    /// There are no round trips: not a number.
+    ///
+    /// # Errors
+    /// As [`ProxySpeed::measure`].
+    pub fn of_host() -> Result<Self, Error> {
+        const LAPS: u32 = 200;
+        let mut members = Group::in_process(1, &Backend::emulator(0))?;
+        let Some(member) = members.pop() else {
+            return Err(Error::Unavailable { what: "an emulated GPU".into(), why: "there is none".into() });
+        };
+        let bench = Bench::new(member.gpu().clone())?;
+        let all = u64::from(LAPS) << LOG2;
+        let (ring, _words, _commands) = bench.ring()?;
+        // SAFETY: as in `measure`, and below.
+        let mut consumer = unsafe { Consumer::new(&ring) };
+        let mut taking = Duration::ZERO;
+        for lap in 0..LAPS {
+            fill(&ring, lap);
+            let begun = Instant::now();
+            while let Some(Ok(command)) = consumer.next() {
+                std::hint::black_box(command);
+                consumer.take();
+            }
+            consumer.tell();
+            taking += begun.elapsed();
+        }
+        let (ring, _words, _commands) = bench.ring()?;
+        let (fabric, _other) = bench.fabric()?;
+        // SAFETY: as above.
+        let consumer = unsafe { Consumer::new(&ring) };
+        let (mut proxy, shared) = Proxy::new(consumer, fabric, FLAGS, 0);
+        let mut posting = Duration::ZERO;
+        for lap in 0..LAPS {
+            fill(&ring, lap);
+            let begun = Instant::now();
+            while proxy.step(0) == agent::Outlook::Worked {}
+            posting += begun.elapsed();
+        }
+        let statistics = shared.statistics();
+        if statistics.completed != all {
+            let reason = format!("of {all} commands not all came: {statistics:?}");
+            return Err(Error::Fabric { call: "measuring a proxy".into(), reason });
+        }
+        Ok(Self {
+            taken_per_s: all as f64 / taking.as_secs_f64(),
+            posted_per_s: all as f64 / posting.as_secs_f64(),
+            round_trip_ns: f64::NAN,
+            high_water: statistics.high_water,
+        })
+    }
+}
+
+/// Puts as many commands into a ring as it has places for, as a kernel would.
+fn fill(ring: &Ring, lap: u32) {
+    for place in lap << LOG2..(lap + 1) << LOG2 {
+        let (lane, piece) = (place % LANES, u64::from(PIECE * (place % WARP)));
+        let to = Target { peer: 1, lane };
+        let put = Command::Put { to, channel: 0, from: piece, at: piece, bytes: PIECE };
+        let quad = put.encode(Ring::generation(place, LOG2));
+        let at = ring.commands.0 + 16 * u64::from(place & ((1 << LOG2) - 1));
+        // SAFETY: a place of the ring, which nobody reads now.
+        unsafe { with_exposed_provenance_mut::<Quad>(at as usize).write(quad) };
     }
 }
 
