@@ -26,8 +26,9 @@ impl Deadline {
         self.end.saturating_duration_since(Instant::now())
     }
 
+    /// For people: whole milliseconds.
     pub fn waited(&self) -> Duration {
-        self.begun.elapsed()
+        Duration::from_millis(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }
 

@@ -133,6 +133,10 @@ fn open(address: &str, deadline: &Deadline) -> io::Result<TcpStream> {
             return Err(ErrorKind::TimedOut.into());
         }
         match TcpStream::connect_timeout(&address, wait) {
+            // Where nobody listens, TCP may connect a port of this host with itself, which would then be taken.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                failure = ErrorKind::ConnectionRefused.into();
+            }
             Ok(stream) => return Ok(stream),
             Err(error) => failure = error,
         }

@@ -48,7 +48,8 @@ enum State {
 }
 
 impl TcpRendezvous {
-    /// Meets the other processes; all call it. Process 0 listens at the settings' address.
+    /// Meets the other processes; all call it. Process 0 listens at the settings' address. Who comes and goes again before
+    /// all have come ends it for all.
     ///
     /// # Errors
     /// [`Error::Config`] for settings that are not possible, [`Error::Bootstrap`] if the processes do not all come
