@@ -29,6 +29,7 @@
 //! # Ok::<(), tokenrail::Error>(())
 //! ```
 
+mod address;
 mod alone;
 mod cause;
 mod clock;

@@ -97,6 +97,17 @@ fn large_entries_of_many() {
 }
 
 #[test]
+fn many_processes() {
+    on_processes(100, |bootstrap| {
+        for round in 0..3 {
+            let entry = |process: u32| vec![process as u8; 10 + round];
+            let all = bootstrap.all_gather(&entry(bootstrap.process()), "a round", LONG).expect("all come");
+            assert_eq!(all, (0..100).map(entry).collect::<Vec<_>>());
+        }
+    });
+}
+
+#[test]
 fn process_0_may_come_last() {
     // A port that was free a moment ago, and that no other test is given meanwhile: they are at 127.0.0.1.
     let listener = TcpListener::bind("127.0.0.77:0").expect("a port");
@@ -196,6 +207,29 @@ fn an_entry_that_is_too_large_is_not_sent_and_the_call_may_be_made_again() {
 }
 
 #[test]
+fn two_threads_in_a_call() {
+    let (refused, was_refused) = mpsc::channel();
+    let was_refused = Mutex::new(was_refused);
+    on_processes(2, |bootstrap| {
+        if bootstrap.process() == 0 {
+            let was_refused = was_refused.lock().expect("no panic").recv_timeout(LONG);
+            assert_eq!(was_refused, Ok(Cause::Busy));
+            bootstrap.all_gather(b"0", "x", LONG).expect("one of them waits");
+            return;
+        }
+        // Whichever comes first waits for process 0, which waits for the other to be refused.
+        std::thread::scope(|scope| {
+            let call = || match bootstrap.all_gather(b"1", "x", LONG) {
+                Ok(all) => assert_eq!(all, [b"0", b"1"]),
+                Err(error) => refused.send(cause(Err::<(), _>(error))).expect("process 0 waits"),
+            };
+            scope.spawn(call);
+            scope.spawn(call);
+        });
+    });
+}
+
+#[test]
 fn a_port_that_is_taken() {
     let (_listener, address) = listen();
     let cause = cause(TcpRendezvous::join(&settings(&address, 0, 2)));
@@ -234,6 +268,28 @@ fn process_0_does_not_come() {
     assert!(matches!(&cause, Cause::Unreachable { .. }), "{cause}");
     assert_eq!(cause.processes(), [0]);
     assert!(begun.elapsed() < LONG / 2);
+}
+
+#[test]
+fn a_deadline_is_for_the_whole_call() {
+    let (listener, address) = listen();
+    std::thread::scope(|scope| {
+        let impatient = Rendezvous { timeout: SHORT, ..settings(&address, 1, 2) };
+        let process_1 = scope.spawn(move || cause(TcpRendezvous::join(&impatient)));
+        let (mut stream, _) = listener.accept().expect("it connects");
+        let begun = Instant::now();
+        // There is always something new, but it never becomes a challenge: 83 bytes at most.
+        for byte in b"tokenrdv".iter().chain(&[0; 75]) {
+            let is_there = stream.write_all(&[*byte]).is_ok() && !process_1.is_finished();
+            if !is_there {
+                break;
+            }
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        let cause = process_1.join().expect("no panic");
+        assert!(matches!(&cause, Cause::Late { processes, .. } if *processes == [0]), "{cause}");
+        assert!(begun.elapsed() < 4 * SHORT);
+    });
 }
 
 #[test]
@@ -965,4 +1021,14 @@ fn an_all_gather_of_ones_own_that_is_wrong() {
     let nothing = |_: &[u8], _: &'static str, _: Duration| -> Gathered { Ok(vec![]) };
     assert_eq!(text(Given::new(2, 2, nothing).map(drop)), "process = 2: must be below processes = 2");
     assert_eq!(text(Given::new(0, 0, nothing).map(drop)), "processes = 0: must be 1 to 1024");
+}
+
+#[test]
+fn an_all_gather_of_ones_own_that_panics() {
+    let given = Given::new(0, 1, |_: &[u8], _, _| panic!("as it should, in this test")).expect("possible");
+    std::thread::scope(|scope| {
+        assert!(scope.spawn(|| given.all_gather(b"", "x", LONG)).join().is_err());
+    });
+    let earlier = "process 0 at x: an earlier call failed (it did not return): make a new group";
+    assert_eq!(text(given.all_gather(b"", "x", LONG)), earlier);
 }

@@ -1,14 +1,14 @@
 //! Any other process: it finds process 0, gives it an entry, and gets all.
 
 use super::Cause;
+use super::address::resolve;
 use super::clock::{Deadline, Pace};
 use super::handshake::{CHALLENGE, Hello, PROOF, Terms, Transcript, VERDICT, Verdict};
 use super::link::Link;
 use super::mac::{Key, nonce};
 use super::message::{Message, place_name};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::mpsc;
+use std::net::TcpStream;
 use std::time::Duration;
 
 /// The longest rest between two attempts to connect.
@@ -142,20 +142,6 @@ fn open(address: &str, deadline: &Deadline) -> io::Result<TcpStream> {
         }
     }
     Err(failure)
-}
-
-/// Addresses of a name. The system may take longer than there is time, so a thread asks; when nobody waits any more, it
-/// ends with the system's answer.
-fn resolve(address: &str, deadline: &Deadline) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = address.parse() {
-        return Ok(vec![address]);
-    }
-    let (answer, answers) = mpsc::channel();
-    let name = address.to_owned();
-    std::thread::Builder::new().name("tokenrail-resolve".to_owned()).spawn(move || {
-        let _ = answer.send(name.to_socket_addrs().map(Iterator::collect));
-    })?;
-    answers.recv_timeout(deadline.left()).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 fn shake_hands(

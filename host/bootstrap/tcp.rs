@@ -1,5 +1,6 @@
 //! The rendezvous over TCP.
 
+use super::address::resolve;
 use super::clock::Deadline;
 use super::door::Door;
 use super::handshake::{Terms, VERSION};
@@ -8,6 +9,7 @@ use super::mac::Key;
 use super::spoke::Spoke;
 use super::{Bootstrap, Cause, Rendezvous, check_entry};
 use crate::Error;
+use std::io;
 use std::net::TcpListener;
 use std::sync::{Mutex, TryLockError};
 use std::time::Duration;
@@ -59,11 +61,11 @@ impl TcpRendezvous {
         if settings.process != 0 {
             return Self::join_as_spoke(settings);
         }
-        let listener = TcpListener::bind(&settings.address).map_err(|error| {
-            let (address, reason) = (settings.address.clone(), error.to_string());
-            failed(0, PLACE, Cause::Unreachable { address, reason })
-        })?;
-        Self::join_as_hub(listener, settings)
+        let deadline = Deadline::after(settings.timeout);
+        let listener = resolve(&settings.address, &deadline)
+            .and_then(|addresses| TcpListener::bind(addresses.as_slice()))
+            .map_err(|error| unreachable(settings, &error))?;
+        Self::join_as_hub(listener, settings, &deadline)
     }
 
     /// Meets the other processes as process 0, on a listener that there is already, such as one whose port the system has
@@ -77,18 +79,15 @@ impl TcpRendezvous {
             let (value, limit) = (settings.process.to_string(), "must be 0: it listens".to_owned());
             return Err(Error::Config { field: "rendezvous.process", value, limit });
         }
-        Self::join_as_hub(listener, settings)
+        Self::join_as_hub(listener, settings, &Deadline::after(settings.timeout))
     }
 
-    fn join_as_hub(listener: TcpListener, settings: &Rendezvous) -> Result<Self, Error> {
-        let deadline = Deadline::after(settings.timeout);
+    fn join_as_hub(listener: TcpListener, settings: &Rendezvous, deadline: &Deadline) -> Result<Self, Error> {
         let key = Key::new(settings.secret.bytes());
-        let door = Door::new(listener, key, terms(settings)).map_err(|error| {
-            let (address, reason) = (settings.address.clone(), error.to_string());
-            failed(0, PLACE, Cause::Unreachable { address, reason })
-        })?;
+        let door =
+            Door::new(listener, key, terms(settings)).map_err(|error| unreachable(settings, &error))?;
         let mut hub = Hub::new(settings.processes, settings.message_bytes);
-        hub.gather(Some(door), &[], PLACE, &deadline).map_err(|cause| failed(0, PLACE, cause))?;
+        hub.gather(Some(door), &[], PLACE, deadline).map_err(|cause| failed(0, PLACE, cause))?;
         Ok(Self::new(settings, State::Hub(hub)))
     }
 
@@ -115,6 +114,11 @@ fn terms(settings: &Rendezvous) -> Terms {
 
 fn failed(process: u32, place: &'static str, cause: Cause) -> Error {
     Error::Bootstrap { process, place, cause }
+}
+
+fn unreachable(settings: &Rendezvous, error: &io::Error) -> Error {
+    let (address, reason) = (settings.address.clone(), error.to_string());
+    failed(0, PLACE, Cause::Unreachable { address, reason })
 }
 
 impl Bootstrap for TcpRendezvous {
