@@ -7,6 +7,7 @@ use crate::fabric::ring::Consumer;
 use crate::fabric::{Arrival, Fabric, Memory, ProxyStatistics};
 use crate::gpu::agent::{Running, ThreadOptions};
 use crate::gpu::{Buffer, HostBuffer};
+use crate::group::{pack, unpack};
 use crate::{Config, Error, Member};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,10 @@ impl Link {
         let (Some(internode), Some(link)) = (&config.internode, plan.link) else { return Ok(None) };
         let gpu = member.gpu();
         let Via::Loopback(network) = &internode.via;
+        if member.is_spanning() {
+            let limit = "ranks of other processes are not reached by it".into();
+            return Err(Error::Config { field: "internode.via", value: "Loopback".into(), limit });
+        }
         // Ranks for which something fails still meet the others, who would wait for them otherwise.
         let prepared = gpu.carrier().and_then(|carrier| {
             let mut fabric = network.end(member.rank(), link.lanes, carrier);
@@ -54,14 +59,16 @@ impl Link {
             Ok((fabric, addresses)) => (Ok(fabric), addresses),
             Err(error) => (Err(error), Vec::new()),
         };
-        let all = member.all_gather(addresses, "exchange of the fabric's addresses", patience)?;
+        let all =
+            member.all_gather_bytes(pack(&addresses), "exchange of the fabric's addresses", patience)?;
         let connected = fabric.and_then(|mut fabric| {
-            fabric.connect(&peers(member.rank(), &link, &all))?;
+            fabric.connect(&peers(member.rank(), &link, &all)?)?;
             Ok(fabric)
         });
-        let all = member.all_gather(connected.is_ok(), "connecting of the fabric", patience)?;
+        let told = vec![connected.is_ok().into()];
+        let all = member.all_gather_bytes(told, "connecting of the fabric", patience)?;
         let fabric = connected?;
-        if let Some(peer) = all.iter().position(|connected| !connected) {
+        if let Some(peer) = all.iter().position(|connected| connected[..] != [1]) {
             let (call, reason) = ("connecting".into(), format!("rank {peer} could not"));
             return Err(Error::Fabric { call, reason });
         }
@@ -122,10 +129,20 @@ pub const NOWHERE: internode::Link =
     internode::Link { ring: Ring::NONE, flags: Address::NULL, part: 0, channel: 0, lanes: 0, ranks: 0 };
 
 /// What each rank of another node has given for this one.
-fn peers(rank: u32, link: &LinkPlan, all: &[Vec<Vec<u8>>]) -> Vec<Option<Vec<u8>>> {
+fn peers(rank: u32, link: &LinkPlan, all: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, Error> {
     let node = |rank: u32| rank / link.ranks_per_node;
-    let of = |(peer, addresses): (u32, &Vec<Vec<u8>>)| {
-        if node(peer) == node(rank) { None } else { addresses.get(rank as usize).cloned() }
+    let of = |(peer, packed): (u32, &Vec<u8>)| {
+        if node(peer) == node(rank) {
+            return Ok(None);
+        }
+        let addresses = unpack(packed).unwrap_or_default();
+        match addresses.get(rank as usize) {
+            Some(address) => Ok(Some(address.clone())),
+            None => {
+                let reason = format!("rank {peer} has no address for rank {rank}: its fabric is not there");
+                Err(Error::Fabric { call: "connecting".into(), reason })
+            }
+        }
     };
     (0..).zip(all).map(of).collect()
 }
