@@ -9,6 +9,9 @@
 //! * On a fabric that is [`ordered`](Fabric::is_ordered), bytes of a lane are in place in the order of its writes: who sees
 //!   a later write sees the earlier ones. Between lanes, and elsewhere, nothing is ordered.
 
+#[cfg(feature = "rdma")]
+pub mod verbs;
+
 use crate::Error;
 use std::fmt;
 
