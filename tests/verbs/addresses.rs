@@ -93,5 +93,11 @@ fn settings_are_checked_against_the_device() {
     assert_eq!(open(VerbsOptions { devices: vec!["nonesuch".into()], ..options() }), "verbs.devices");
     assert_eq!(open(VerbsOptions { near: Some("nonesuch".into()), ..options() }), "verbs.near");
     let devices = vec![names[0].clone()];
+    // Of those that are equally near, the first by name.
+    if let Some(device) = std::fs::read_dir("/sys/bus/pci/devices").ok().and_then(|mut all| all.next()) {
+        let near = device.unwrap().file_name().into_string().unwrap().to_uppercase();
+        let verbs = Verbs::open(0, 2, &VerbsOptions { near: Some(near), ..options() }, None).unwrap();
+        assert_eq!(verbs.nics().count(), 1);
+    }
     assert_eq!(open(VerbsOptions { gid_index: Some(255), devices, ..options() }), "verbs.gid_index");
 }

@@ -106,8 +106,8 @@ fn many_lanes_to_several_peers() {
     // Every sender has a part of each receiver, and every lane a part of that. What is sent is elsewhere.
     let part = |from: usize| from * 8192..from * 8192 + lanes as usize * block;
     let source = 32768;
-    for from in 0..3_usize {
-        ends[from].bytes.fill(source..1 << 16, |at| value(at - source, from));
+    for (from, end) in ends.iter_mut().enumerate() {
+        end.bytes.fill(source..1 << 16, |at| value(at - source, from));
         for round in 0..rounds {
             for index in 0..lanes {
                 for to in [(from + 1) % 3, (from + 2) % 3] {
@@ -122,11 +122,11 @@ fn many_lanes_to_several_peers() {
                         offset: (part(from).start + at) as u64,
                         immediate: (round == rounds - 1).then_some(100 * from as u32 + index),
                     };
-                    ends[from].verbs.write(lane(to as u32, index), &write).unwrap();
+                    end.verbs.write(lane(to as u32, index), &write).unwrap();
                 }
             }
         }
-        ends[from].verbs.flush().unwrap();
+        end.verbs.flush().unwrap();
     }
     until(&mut ends, "the last of every lane", |ends| {
         ends.iter().enumerate().all(|(rank, end)| {

@@ -209,7 +209,14 @@ impl Verbs {
                 match event {
                     AsyncEvent::PortDown(port) if port == self.options.port => events.push(Event::PortDown),
                     AsyncEvent::PortUp(port) if port == self.options.port => events.push(Event::PortUp),
-                    AsyncEvent::Fatal(what) => return Err(refused(name, what)),
+                    AsyncEvent::Fatal(what) => {
+                        let lanes = self.lanes.iter_mut().enumerate();
+                        for (slot, lane) in lanes.filter(|(_, lane)| lane.nic == at) {
+                            lane.fail(Cause::Other(what.into()));
+                            self.touched.push(slot);
+                        }
+                        return Err(refused(name, what));
+                    }
                     AsyncEvent::QueuePair(number, what) => {
                         let mut lanes = self.lanes.iter_mut().enumerate();
                         let lane = lanes.find(|(_, lane)| lane.nic == at && lane.number() == number);
@@ -365,16 +372,17 @@ impl Fabric for Verbs {
 
     fn poll(&mut self, now_ns: u64, events: &mut Vec<Event>) -> Result<Outlook, Error> {
         self.polls = self.polls.wrapping_add(1);
-        if now_ns >= self.ask_at_ns || self.polls.is_multiple_of(ASK_EVERY_POLLS) {
+        self.take_completions(events)?;
+        // Why requests were flushed a device may know.
+        let failing = self.touched.iter().any(|&slot| self.lanes[slot].is_failing());
+        if failing || now_ns >= self.ask_at_ns || self.polls.is_multiple_of(ASK_EVERY_POLLS) {
             self.ask_at_ns = now_ns.saturating_add(ASK_EVERY_NS);
             self.ask_devices(events)?;
         }
-        self.take_completions(events)?;
         for slot in self.touched.drain(..) {
-            if let Some(lane) = self.lanes.get_mut(slot) {
-                lane.replenish();
-                events.extend(lane.news());
-            }
+            let lane = &mut self.lanes[slot];
+            lane.replenish();
+            events.extend(lane.news());
         }
         Ok(Outlook::Open)
     }

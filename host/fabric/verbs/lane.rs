@@ -170,6 +170,11 @@ impl LaneState {
         }
     }
 
+    /// Whether it has failed and not said so.
+    pub fn is_failing(&self) -> bool {
+        self.cause.is_some() && !self.told
+    }
+
     /// Why it has failed: once.
     pub fn news(&mut self) -> Option<Event> {
         let cause = self.cause.clone().filter(|_| !self.told)?;

@@ -61,16 +61,17 @@ impl Nic {
 
     /// A queue pair that is ready to be connected.
     pub fn queue_pair(&mut self, options: &VerbsOptions) -> Result<QueuePair, Error> {
-        let call = || format!("a queue pair on {}", self.name);
+        let VerbsOptions { send_depth, receive_depth, inline_bytes, .. } = *options;
+        let call = || {
+            let holding =
+                format!("{send_depth} writes of {inline_bytes} inline bytes and {receive_depth} receives");
+            format!("a queue pair on {} for {holding}", self.name)
+        };
         let Some(unclaimed) = self.unclaimed.checked_sub(claim(options)) else {
             let why = "its completion queue has no room: lower verbs.lanes, send_depth or receive_depth";
             return Err(refused(call(), why));
         };
-        let capacity = Capacity {
-            writes: options.send_depth,
-            receives: options.receive_depth,
-            inline: options.inline_bytes,
-        };
+        let capacity = Capacity { writes: send_depth, receives: receive_depth, inline: inline_bytes };
         let queue_pair = QueuePair::new(&self.domain, &self.completions, capacity).map_err(failed(call()))?;
         queue_pair.prepare(options.port).map_err(failed(format!("preparing {}", call())))?;
         self.unclaimed = unclaimed;
