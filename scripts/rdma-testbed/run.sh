@@ -70,9 +70,10 @@ for machine in "${machines[@]}"; do
             sleep 0.05
         done
     fi
+    # It ends with this script, however that ends.
     LD_LIBRARY_PATH=$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu \
         QEMU_MODULE_DIR=$tree/usr/lib/x86_64-linux-gnu/qemu \
-        "$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios" \
+        setpriv --pdeathsig KILL "$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios" \
         -nodefaults -no-user-config -no-reboot -display none -machine q35 -accel tcg,thread=multi -cpu max \
         -smp 2 -m 1024 -serial "file:$share/console" \
         -kernel "$dir/vmlinux" -initrd "$dir/initramfs" \
@@ -81,6 +82,8 @@ for machine in "${machines[@]}"; do
         -virtfs "local,path=$share,mount_tag=share,security_model=none" \
         "${network[@]}" </dev/null >"$share/qemu" 2>&1 &
     pids+=($!)
+    # The shell is not to report how it ends.
+    disown $!
 done
 
 for machine in "${machines[@]}"; do

@@ -25,7 +25,7 @@ fail() {
 installed() { dpkg-query -W -f '${db:Status-Abbrev}\n' "$1" 2>/dev/null | grep -q '^ii'; }
 # `apt-get update` at most once.
 update() {
-    [ -n "${updated:-}" ] || apt-get update >&2 || true
+    [ -n "${updated:-}" ] || apt-get -qq update >&2 || true
     updated=1
 }
 
@@ -35,7 +35,7 @@ for package in "${build[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
     update
-    apt-get install -y --no-install-recommends "${missing[@]}" >&2 || fail "cannot install ${missing[*]}"
+    apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2 || fail "cannot install ${missing[*]}"
     echo "did:     installed ${missing[*]}"
 fi
 
@@ -54,7 +54,7 @@ if [ ! -e "$dir/unpacked" ]; then
     for package in qemu-system-x86 busybox-static; do # What is installed is not named above.
         if installed "$package"; then packages+=("$package"); fi
     done
-    (cd "$dir/debs" && apt-get download "${packages[@]}" "$kernel" >&2) || fail "apt-get could not download"
+    (cd "$dir/debs" && apt-get -qq download "${packages[@]}" "$kernel" >&2) || fail "apt-get could not download"
     for deb in "$dir"/debs/*.deb; do
         dpkg -x "$deb" "$dir/tree"
     done

@@ -1,9 +1,9 @@
 //! What ends tell each other, and when.
 
-use super::ends::{Bytes, End, devices, options, pair};
+use super::ends::{Bytes, End, connect, devices, lane, options, pair, until};
 use tokenrail::Error;
-use tokenrail::fabric::verbs::{Verbs, VerbsOptions};
-use tokenrail::fabric::{Fabric, MAX_ADDRESS_BYTES, Memory};
+use tokenrail::fabric::verbs::{DmaBuf, DmaBufExport, Registration, Verbs, VerbsOptions};
+use tokenrail::fabric::{Fabric, MAX_ADDRESS_BYTES, Memory, Region};
 
 fn fabric_error<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     match result {
@@ -84,9 +84,37 @@ fn everything_has_its_time() {
 }
 
 #[test]
+fn memory_of_a_gpu_is_known_by_address_where_there_is_no_dma_buf() {
+    let Some((names, _cable)) = devices() else { return };
+    let options = VerbsOptions { devices: vec![names[0].clone()], ..options() };
+    let mut ends = [0, 1].map(|rank| End::open(rank, 2, &options, 4096));
+    // The host's memory stands for a GPU's; what is handed over is no dma-buf.
+    for (end, gives) in ends.iter_mut().zip([false, true]) {
+        let export: DmaBufExport = Box::new(move |_| {
+            let fd = std::fs::File::open("/dev/zero").unwrap().into();
+            gives.then_some(DmaBuf { fd, offset: 0 })
+        });
+        end.verbs.close();
+        end.verbs = Verbs::open(u32::from(gives), 2, &options, Some(export)).unwrap();
+        let memory = Memory { on_device: true, ..end.bytes.memory() };
+        // SAFETY: the bytes are dropped after `verbs`.
+        let region = unsafe { end.verbs.register(memory) }.unwrap();
+        assert_eq!(end.verbs.registration(region), Some(Registration::Plain));
+        assert_eq!(region, Region(0));
+    }
+    connect(&mut ends, |_, _, address| address);
+    ends[0].bytes.fill(0..20, |at| at as u8 + 1);
+    // Few enough to be copied into the request, which a CPU cannot do with a GPU's.
+    ends[0].write(lane(1, 0), 0..20, Some(1));
+    ends[0].verbs.flush().unwrap();
+    until(&mut ends, "the immediate", |ends| ends[1].arrived(lane(0, 0)) == [1]);
+    assert!(ends[1].bytes.read(0..20).into_iter().eq(1..=20));
+}
+
+#[test]
 fn settings_are_checked_against_the_device() {
     let Some((names, _cable)) = devices() else { return };
-    let open = |options: VerbsOptions| match Verbs::open(0, 2, &options, None).map(|_| ()) {
+    let open = |options: VerbsOptions| match Verbs::open(0, 2, &options, None) {
         Err(Error::Config { field, .. }) => field,
         other => panic!("{other:?}"),
     };

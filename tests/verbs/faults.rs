@@ -3,7 +3,7 @@
 use super::ends::{CABLE, End, PATIENCE, connect, device_names, devices, lane, options, pair, until};
 use std::path::Path;
 use std::process::Command;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLockWriteGuard};
 use std::time::Instant;
 use tokenrail::Error;
 use tokenrail::fabric::verbs::VerbsOptions;
@@ -150,18 +150,53 @@ fn a_peer_that_takes_no_immediates_is_noticed() {
     assert_eq!(receiver.arrived(lane(0, 1)), [0, 1, 2, 3]);
 }
 
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip");
-    assert!(status.success(), "ip {arguments}");
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().expect(command);
+    assert!(status.success(), "{command}");
+}
+
+/// The devices, with the cable between them for oneself. `None`, and says so, if there is no such cable.
+fn cable() -> Option<(Vec<String>, RwLockWriteGuard<'static, ()>)> {
+    let names = device_names()?;
+    if !Path::new("/sys/class/net/v1").exists() || names != ["rxe0", "rxe1"] {
+        super::skip::skipped("no cable to do harm to: it takes the test bed with one machine");
+        return None;
+    }
+    Some((names, CABLE.write().unwrap_or_else(PoisonError::into_inner)))
+}
+
+#[test]
+fn a_bad_cable_changes_nothing() {
+    let Some((names, _alone)) = cable() else { return };
+    let mut ends = pair(&names, &options(), 1 << 16);
+    for interface in ["v0", "v1"] {
+        let harm = "delay 1ms 1ms loss 2% duplicate 2% corrupt 1%";
+        run(&format!("tc qdisc add dev {interface} root netem {harm}"));
+    }
+    const BLOCK: usize = 20_000;
+    const FLAG: usize = 32_768;
+    for round in 1..=30_u64 {
+        let value = move |at: usize| (at as u64 % 251 + round) as u8;
+        ends[0].bytes.fill(0..BLOCK, value);
+        ends[0].write(lane(1, 0), 0..BLOCK, Some(round as u32));
+        ends[0].write_word(lane(1, 0), FLAG as u64, round);
+        ends[0].verbs.flush().unwrap();
+        until(&mut ends, "the flag", |ends| ends[1].bytes.word(FLAG) == round);
+        assert!(ends[1].bytes.read(0..BLOCK).into_iter().eq((0..BLOCK).map(value)));
+        until(&mut ends, "the report", |ends| u64::from(ends[0].written(lane(1, 0))) == 2 * round);
+    }
+    until(&mut ends, "all immediates", |ends| ends[1].arrived(lane(0, 0)).len() == 30);
+    assert!(ends[1].arrived(lane(0, 0)).into_iter().eq(1..=30));
+    assert!(ends.iter().all(|end| end.failures().is_empty()));
+    for interface in ["v0", "v1"] {
+        run(&format!("tc qdisc del dev {interface} root"));
+    }
 }
 
 /// The cable is pulled out at this interface of the test bed while writes are under way.
 fn cable_pulled_out(interface: &str) {
-    let Some(names) = device_names() else { return };
-    if !Path::new("/sys/class/net/v1").exists() || names != ["rxe0", "rxe1"] {
-        return super::skip::skipped("no cable to pull out: it takes the test bed with one machine");
-    }
-    let _alone = CABLE.write().unwrap_or_else(PoisonError::into_inner);
+    let Some((names, _alone)) = cable() else { return };
     let mut ends = pair(&names, &options(), 1 << 20);
     // Rank 0 keeps both lanes full.
     let keep_full = |end: &mut End| {
@@ -181,7 +216,7 @@ fn cable_pulled_out(interface: &str) {
         keep_full(&mut ends[0]);
         ends.iter_mut().for_each(End::poll);
     }
-    ip(&format!("link set {interface} down"));
+    run(&format!("ip link set {interface} down"));
     let down = Instant::now();
     while ends[0].failures().len() < 2 {
         assert!(down.elapsed() < PATIENCE, "{:?}", ends[0].failures());
@@ -196,10 +231,10 @@ fn cable_pulled_out(interface: &str) {
     let end_of = if interface == "v0" { 0 } else { 1 };
     until(&mut ends, "the port to be down", |ends| of_port(&ends[end_of], Event::PortDown));
 
-    ip(&format!("link set {interface} up"));
+    run(&format!("ip link set {interface} up"));
     // They went with the link.
     for route in ["10.1.0.2 dev v0 src 10.1.0.1", "10.1.0.1 dev v1 src 10.1.0.2"] {
-        ip(&format!("route replace {route} table 100"));
+        run(&format!("ip route replace {route} table 100"));
     }
     until(&mut ends, "the ports to be up", |ends| of_port(&ends[end_of], Event::PortUp));
     assert_eq!(ends[0].verbs.room(lane(1, 0)), 0);

@@ -1,12 +1,13 @@
-//! Two machines: the test bed's, or any with the same variables set.
+//! Ranks in processes of their own, and on two machines: the test bed's, or any with the same variables set.
 
-use super::ends::{End, PATIENCE, device_names, lane, options, until};
-use std::env::var;
+use super::ends::{End, PATIENCE, device_names, devices, lane, options, until};
+use std::env::{current_exe, var};
 use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 use tokenrail::fabric::verbs::VerbsOptions;
-use tokenrail::fabric::{Cause, Fabric};
+use tokenrail::fabric::{Cause, Fabric, Payload, Region, Write};
 
 const PORT: u16 = 7411;
 
@@ -35,6 +36,69 @@ fn swap(stream: &mut TcpStream, ours: &[u8]) -> Vec<u8> {
     theirs
 }
 
+/// Opens a rank's end on a device and connects it to the other's.
+fn join(stream: &mut TcpStream, rank: u32, device: &str, bytes: usize) -> [End; 1] {
+    let options = VerbsOptions { devices: vec![device.into()], ..options() };
+    let mut end = End::open(rank, 2, &options, bytes);
+    let peer = 1 - rank;
+    let ours = end.verbs.address(peer).unwrap();
+    let theirs = swap(stream, &ours);
+    let mut told = vec![None, None];
+    told[peer as usize] = Some(theirs);
+    end.verbs.connect(&told).unwrap();
+    swap(stream, b"connected");
+    [end]
+}
+
+/// What the other process of the next test does: nothing but to be there.
+#[test]
+fn a_process_to_be_killed() {
+    let Ok(port) = var("TOKENRAIL_TEST_VICTIM") else { return };
+    let mut stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+    let device = device_names().unwrap().pop().unwrap();
+    let mut ends = join(&mut stream, 1, &device, 1 << 17);
+    // Until it is killed, or whoever was to do so is gone.
+    stream.set_nonblocking(true).unwrap();
+    while matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock) {
+        ends[0].poll();
+    }
+}
+
+#[test]
+fn a_killed_process_is_noticed() {
+    let Some((names, _cable)) = devices() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut victim = Command::new(current_exe().unwrap())
+        .args(["--exact", "machines::a_process_to_be_killed"])
+        .env("TOKENRAIL_TEST_VICTIM", listener.local_addr().unwrap().port().to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stream = listener.accept().unwrap().0;
+    let mut ends = join(&mut stream, 0, &names[0], 1 << 17);
+    let to = lane(1, 0);
+    let payload = Payload::Bytes { region: Region(0), offset: 0, bytes: 1 << 16 };
+    let write = Write { payload, region: Region(0), offset: 0, immediate: None };
+    let mut killed: Option<Instant> = None;
+    let start = Instant::now();
+    // Always under way.
+    while ends[0].failures().is_empty() {
+        assert!(start.elapsed() < PATIENCE);
+        while ends[0].verbs.room(to) > 0 {
+            ends[0].verbs.write(to, &write).unwrap();
+        }
+        ends[0].verbs.flush().unwrap();
+        ends[0].poll();
+        if killed.is_none() && ends[0].written(to) > 20 {
+            victim.kill().unwrap();
+            killed = Some(Instant::now());
+        }
+    }
+    assert!(killed.expect("no failure before").elapsed() < PATIENCE / 3);
+    assert_eq!(ends[0].failures(), [(to, Cause::Unreachable)]);
+    victim.wait().unwrap();
+}
+
 #[test]
 fn two_machines() {
     let Some(devices) = device_names() else { return };
@@ -47,15 +111,7 @@ fn two_machines() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
 
     let total = 1 << 18;
-    let options = VerbsOptions { devices: vec![devices[0].clone()], ..options() };
-    let mut ends = [End::open(rank, 2, &options, total)];
-    let ours = ends[0].verbs.address(peer).unwrap();
-    let theirs = swap(&mut stream, &ours);
-    let mut told = vec![None, None];
-    told[peer as usize] = Some(theirs);
-    ends[0].verbs.connect(&told).unwrap();
-    swap(&mut stream, b"connected");
-
+    let mut ends = join(&mut stream, rank, &devices[0], total);
     // Each has written half of the other's.
     let half = |rank: u32| rank as usize * total / 2..(rank as usize + 1) * total / 2;
     let value = |rank: u32, at: usize| (at % 101) as u8 + 1 + rank as u8;

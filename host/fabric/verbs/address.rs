@@ -183,7 +183,6 @@ fn link_code(link: LinkLayer) -> u8 {
     match link {
         LinkLayer::InfiniBand => 1,
         LinkLayer::Ethernet => 2,
-        LinkLayer::Other => 0,
     }
 }
 

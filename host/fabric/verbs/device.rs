@@ -30,7 +30,7 @@ pub struct NicDescription {
 pub struct PortDescription {
     /// `active` if it can be used.
     pub state: &'static str,
-    /// `InfiniBand`, `Ethernet` or `other`.
+    /// `InfiniBand` or `Ethernet`.
     pub link: &'static str,
     /// Most bytes of a packet.
     pub mtu: u32,
@@ -73,7 +73,6 @@ pub fn describe() -> Result<Vec<NicDescription>, Error> {
             link: match port.link {
                 LinkLayer::InfiniBand => "InfiniBand",
                 LinkLayer::Ethernet => "Ethernet",
-                LinkLayer::Other => "other",
             },
             mtu: port.mtu,
             gids: usable_gids(&context, number, &port).map(|gid| (gid.index, gid.bytes.into())).collect(),

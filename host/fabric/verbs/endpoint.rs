@@ -8,6 +8,7 @@ use super::raw::{AsyncEvent, Completion, Request, Source};
 use super::{VerbsOptions, failed, refused};
 use crate::Error;
 use crate::fabric::{Cause, Event, Fabric, Lane, Memory, Outlook, Payload, Region, Write};
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -253,6 +254,14 @@ impl Verbs {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Verbs {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let nics: Vec<_> = self.nics().collect();
+        let mut out = f.debug_struct("Verbs");
+        out.field("rank", &self.rank).field("nics", &nics).field("stage", &self.stage).finish_non_exhaustive()
     }
 }
 

@@ -50,7 +50,6 @@ pub fn device_names() -> io::Result<Vec<String>> {
 pub enum LinkLayer {
     InfiniBand,
     Ethernet,
-    Other,
 }
 
 /// The state of a port.
@@ -154,9 +153,9 @@ impl Context {
             },
             active: attributes.state == IBV_PORT_ACTIVE,
             link: match u32::from(attributes.link_layer) {
-                sys::IBV_LINK_LAYER_INFINIBAND => LinkLayer::InfiniBand,
                 sys::IBV_LINK_LAYER_ETHERNET => LinkLayer::Ethernet,
-                _ => LinkLayer::Other,
+                // Drivers from before there was a choice say nothing.
+                _ => LinkLayer::InfiniBand,
             },
             lid: attributes.lid,
             mtu: 128 << attributes.active_mtu.clamp(sys::IBV_MTU_256, sys::IBV_MTU_4096),
