@@ -41,7 +41,8 @@ pub fn device_names() -> Option<Vec<String>> {
 
 /// Settings of tests: failures come soon.
 pub fn options() -> VerbsOptions {
-    VerbsOptions { lanes: 2, ack_timeout: 14, retry_count: 6, ..VerbsOptions::default() }
+    let deadline = Duration::from_secs(6);
+    VerbsOptions { lanes: 2, ack_timeout: 14, retry_count: 6, deadline, ..VerbsOptions::default() }
 }
 
 /// Bytes that others write.

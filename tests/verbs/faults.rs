@@ -4,7 +4,7 @@ use super::ends::{CABLE, End, PATIENCE, connect, device_names, devices, lane, op
 use std::path::Path;
 use std::process::Command;
 use std::sync::{PoisonError, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokenrail::Error;
 use tokenrail::fabric::verbs::VerbsOptions;
 use tokenrail::fabric::{Cause, Event, Fabric, Payload, Region, Write};
@@ -150,6 +150,26 @@ fn a_peer_that_takes_no_immediates_is_noticed() {
     assert_eq!(receiver.arrived(lane(0, 1)), [0, 1, 2, 3]);
 }
 
+#[test]
+fn a_lane_that_gets_nothing_done_is_given_up() {
+    let Some((names, _cable)) = devices() else { return };
+    // The peer is asked for ever to take immediates in, and Soft-RoCE does not take that for silence.
+    let deadline = Duration::from_secs(1);
+    let waiting = VerbsOptions { rnr_retry: 7, min_rnr_timer: 12, ack_timeout: 24, ..options() };
+    let options = VerbsOptions { receive_depth: 4, deadline, ..waiting };
+    let [mut sender, _receiver] = pair(&names, &options, 4096);
+    (0..4).for_each(|i| sender.tell(lane(1, 0), i));
+    sender.verbs.flush().unwrap();
+    let mut sender = [sender];
+    until(&mut sender, "the report", |ends| ends[0].written(lane(1, 0)) == 4);
+    let start = Instant::now();
+    sender[0].tell(lane(1, 0), 4);
+    sender[0].verbs.flush().unwrap();
+    until(&mut sender, "the failure", |ends| !ends[0].failures().is_empty());
+    assert_eq!(sender[0].failures(), [(lane(1, 0), Cause::Unreachable)]);
+    assert!(start.elapsed() >= deadline, "{:?}", start.elapsed());
+}
+
 fn run(command: &str) {
     let mut words = command.split(' ');
     let status = Command::new(words.next().unwrap()).args(words).status().expect(command);
@@ -201,11 +221,13 @@ fn cable_pulled_out(interface: &str) {
     // Rank 0 keeps both lanes full.
     let keep_full = |end: &mut End| {
         for index in 0..2 {
-            while end.verbs.room(lane(1, index)) > 0 && end.failures().is_empty() {
+            while end.verbs.room(lane(1, index)) > 0 {
                 let payload = Payload::Bytes { region: Region(0), offset: 0, bytes: 1 << 16 };
                 let write = Write { payload, region: Region(0), offset: 0, immediate: None };
-                // One that fails meanwhile is found in the events.
-                let _ = end.verbs.write(lane(1, index), &write);
+                if end.verbs.write(lane(1, index), &write).is_err() {
+                    // Why is found in the events.
+                    break;
+                }
             }
         }
         let _ = end.verbs.flush();
@@ -219,7 +241,8 @@ fn cable_pulled_out(interface: &str) {
     run(&format!("ip link set {interface} down"));
     let down = Instant::now();
     while ends[0].failures().len() < 2 {
-        assert!(down.elapsed() < PATIENCE, "{:?}", ends[0].failures());
+        let rooms = [0, 1].map(|index| ends[0].verbs.room(lane(1, index)));
+        assert!(down.elapsed() < PATIENCE, "{:?}, room {rooms:?}", ends[0].failures());
         keep_full(&mut ends[0]);
         ends.iter_mut().for_each(End::poll);
     }

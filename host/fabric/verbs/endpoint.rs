@@ -18,6 +18,8 @@ const DRAIN: Duration = Duration::from_millis(100);
 const ASK_EVERY_NS: u64 = 1_000_000;
 /// The same if the clock stands still.
 const ASK_EVERY_POLLS: u32 = 256;
+/// How often lanes are looked at before they have to be given up.
+const LOOKS: u64 = 8;
 /// Most batches of completions of a NIC that one poll takes.
 const BATCHES: u32 = 16;
 
@@ -55,6 +57,7 @@ pub struct Verbs {
     touched: Vec<usize>,
     completions: Vec<Completion>,
     ask_at_ns: u64,
+    look_at_ns: u64,
     polls: u32,
 }
 
@@ -85,6 +88,7 @@ impl Verbs {
             touched: Vec::new(),
             completions: Vec::new(),
             ask_at_ns: 0,
+            look_at_ns: 0,
             polls: 0,
         })
     }
@@ -231,6 +235,17 @@ impl Verbs {
             }
         }
         Ok(())
+    }
+
+    /// Gives up lanes on which nothing gets done any more.
+    fn look_for_overdue(&mut self, now_ns: u64) {
+        let deadline_ns = self.options.deadline.as_nanos() as u64;
+        self.look_at_ns = now_ns.saturating_add(deadline_ns / LOOKS);
+        for (slot, lane) in self.lanes.iter_mut().enumerate() {
+            if lane.is_overdue(now_ns, deadline_ns) {
+                self.touched.push(slot);
+            }
+        }
     }
 
     /// What has become of requests.
@@ -387,6 +402,9 @@ impl Fabric for Verbs {
         if failing || now_ns >= self.ask_at_ns || self.polls.is_multiple_of(ASK_EVERY_POLLS) {
             self.ask_at_ns = now_ns.saturating_add(ASK_EVERY_NS);
             self.ask_devices(events)?;
+        }
+        if now_ns >= self.look_at_ns {
+            self.look_for_overdue(now_ns);
         }
         for slot in self.touched.drain(..) {
             let lane = &mut self.lanes[slot];

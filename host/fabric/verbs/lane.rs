@@ -24,6 +24,8 @@ pub struct LaneState {
     reports: VecDeque<u32>,
     /// Writes that are posted and not reported.
     posted: u32,
+    /// Since when none of them was reported, as far as anybody has looked.
+    waiting_since_ns: Option<u64>,
     depth: u32,
     signal_every: usize,
     /// Number of what was received.
@@ -64,6 +66,7 @@ impl LaneState {
             listed: false,
             reports: VecDeque::new(),
             posted: 0,
+            waiting_since_ns: None,
             depth: options.send_depth,
             signal_every: options.signal_every as usize,
             receive_id,
@@ -143,9 +146,23 @@ impl LaneState {
             Ok(_) => {
                 let count = self.reports.pop_front().unwrap_or(0);
                 self.posted -= count;
+                self.waiting_since_ns = None;
                 events.push(Event::Written { lane: self.lane, count });
             }
         }
+    }
+
+    /// Fails, and says so, if nothing has been done for too long. To be called now and then.
+    pub fn is_overdue(&mut self, now_ns: u64, deadline_ns: u64) -> bool {
+        if !self.is_busy() {
+            return false;
+        }
+        let since = *self.waiting_since_ns.get_or_insert(now_ns);
+        let overdue = now_ns.saturating_sub(since) >= deadline_ns;
+        if overdue {
+            self.fail(Cause::Unreachable);
+        }
+        overdue
     }
 
     /// Posts receives again, if half of them are used up.

@@ -1,6 +1,7 @@
 //! The settings of a [`Verbs`](super::Verbs).
 
 use crate::Error;
+use std::time::Duration;
 
 /// Settings of a rank's NICs and of its connections. All ranks have the same number of lanes; the rest is each rank's own,
 /// though fabrics expect one service level and traffic class of what belongs together.
@@ -37,6 +38,9 @@ pub struct VerbsOptions {
     /// How long a peer waits before it sends such an immediate again, 0 to 31, in the code of InfiniBand: 1 is 10 µs, 12 is
     /// 640 µs, twice as long with every second step up to 31, 491 ms; 0 is 655 ms.
     pub min_rnr_timer: u32,
+    /// How long a lane may have writes under way of which none gets done, whatever the NIC says of it: above 0, at most a
+    /// day. Some devices lose what they had to send when their port goes down.
+    pub deadline: Duration,
     /// Writes that may be under way on a lane, 1 to 16384.
     pub send_depth: u32,
     /// Immediates that a lane takes in between two polls, 1 to 16384.
@@ -73,6 +77,7 @@ impl Default for VerbsOptions {
             retry_count: 6,
             rnr_retry: 6,
             min_rnr_timer: 26,
+            deadline: Duration::from_secs(10),
             send_depth: 256,
             receive_depth: 256,
             signal_every: 16,
@@ -108,6 +113,10 @@ impl VerbsOptions {
             if !(least..=most).contains(&value) {
                 return Err(refuse(field, value, format!("must be {least} to {most}")));
             }
+        }
+        if self.deadline.is_zero() || self.deadline > Duration::from_secs(86400) {
+            let limit = "must be above 0 and at most a day".into();
+            return Err(refuse("verbs.deadline", format!("{:?}", self.deadline), limit));
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !MTUS.contains(mtu)) {
             return Err(refuse("verbs.mtu", mtu, "must be 256, 512, 1024, 2048 or 4096".into()));
@@ -155,6 +164,7 @@ mod tests {
         assert_eq!(field(VerbsOptions { signal_every: 257, ..good.clone() }), "verbs.signal_every");
         assert_eq!(field(VerbsOptions { service_level: 16, ..good.clone() }), "verbs.service_level");
         assert_eq!(field(VerbsOptions { lanes: 2, nics: 3, ..good.clone() }), "verbs.lanes");
+        assert_eq!(field(VerbsOptions { deadline: Duration::ZERO, ..good.clone() }), "verbs.deadline");
         let devices = vec!["a".into(), "a".into()];
         assert_eq!(field(VerbsOptions { devices, ..good }), "verbs.devices");
     }
