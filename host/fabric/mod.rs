@@ -13,6 +13,8 @@ mod loopback;
 mod measure;
 pub(crate) mod proxy;
 pub(crate) mod ring;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
 pub(crate) use loopback::HostMemory;
 pub use loopback::{Loopback, LoopbackOptions, Network};
