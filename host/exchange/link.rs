@@ -1,9 +1,11 @@
 //! An exchange's way to ranks of other nodes: the ring, the proxy that serves it, the fabric that the proxy drives.
 
 use crate::arena::Arena;
-use crate::config::{LinkPlan, Plan, Via};
+use crate::config::{Internode, LinkPlan, Plan, Via};
 use crate::fabric::proxy::{Flags, Proxy, Shared};
 use crate::fabric::ring::Consumer;
+#[cfg(feature = "rdma")]
+use crate::fabric::verbs::{Verbs, VerbsOptions};
 use crate::fabric::{Arrival, Fabric, Memory, ProxyStatistics};
 use crate::gpu::agent::{Running, ThreadOptions};
 use crate::gpu::{Buffer, HostBuffer};
@@ -39,20 +41,18 @@ impl Link {
     ) -> Result<Option<Self>, Error> {
         let (Some(internode), Some(link)) = (&config.internode, plan.link) else { return Ok(None) };
         let gpu = member.gpu();
-        let Via::Loopback(network) = &internode.via;
-        if member.is_spanning() {
-            let limit = "ranks of other processes are not reached by it".into();
-            return Err(Error::Config { field: "internode.via", value: "Loopback".into(), limit });
-        }
         // Ranks for which something fails still meet the others, who would wait for them otherwise.
-        let prepared = gpu.carrier().and_then(|carrier| {
-            let mut fabric = network.end(member.rank(), link.lanes, carrier);
+        let prepared = open(member, internode).and_then(|mut fabric| {
             let view = arena.own().view();
-            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device: true };
+            // Emulated memory is the host's.
+            let on_device = gpu.description().capability != 0;
+            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device };
             // SAFETY: the arena outlives the proxy, which has the fabric.
             unsafe { fabric.register(memory)? };
-            let addresses =
-                (0..link.ranks).map(|peer| fabric.address(peer)).collect::<Result<Vec<_>, _>>()?;
+            let node = |rank: u32| rank / link.ranks_per_node;
+            let is_far = |peer: u32| node(peer) != node(member.rank());
+            let address = |peer| if is_far(peer) { fabric.address(peer) } else { Ok(Vec::new()) };
+            let addresses = (0..link.ranks).map(address).collect::<Result<Vec<_>, _>>()?;
             Ok((fabric, addresses))
         });
         let (fabric, addresses) = match prepared {
@@ -93,8 +93,9 @@ impl Link {
         let told = Flags { arrival: internode.arrival, at, channels, ranks, lanes };
         // SAFETY: the ring is this exchange's, of the size that its logarithm says, zeroed, and kept until the proxy is gone.
         let consumer = unsafe { Consumer::new(&ring) };
-        let (proxy, shared) = Proxy::new(consumer, Box::new(fabric), told, member.rank());
-        let running = gpu.run(Box::new(proxy), false, ThreadOptions { core: internode.core })?;
+        let (proxy, shared) = Proxy::new(consumer, fabric, told, member.rank());
+        let is_open = !matches!(internode.via, Via::Loopback(_));
+        let running = gpu.run(Box::new(proxy), is_open, ThreadOptions { core: internode.core })?;
         Ok(Some(Self {
             _running: running,
             shared,
@@ -121,6 +122,24 @@ impl Link {
     /// Why the proxy cannot go on, as an error of `rank`.
     pub fn failure(&self, rank: u32) -> Option<Error> {
         Some(self.shared.failure()?.error(rank))
+    }
+}
+
+/// A rank's end of what moves bytes between nodes.
+fn open(member: &Member, internode: &Internode) -> Result<Box<dyn Fabric>, Error> {
+    let (rank, gpu) = (member.rank(), member.gpu());
+    match &internode.via {
+        Via::Loopback(_) if member.is_spanning() => {
+            let limit = "ranks of other processes are not reached by it".into();
+            Err(Error::Config { field: "internode.via", value: "Loopback".into(), limit })
+        }
+        Via::Loopback(network) => Ok(Box::new(network.end(rank, internode.lanes, gpu.carrier()?))),
+        #[cfg(feature = "rdma")]
+        Via::Verbs(options) => {
+            let near = options.near.clone().or_else(|| gpu.description().pci.clone());
+            let options = VerbsOptions { lanes: internode.lanes, near, ..options.clone() };
+            Ok(Box::new(Verbs::open(rank, member.ranks(), &options, Some(gpu.dma_buf_export()))?))
+        }
     }
 }
 

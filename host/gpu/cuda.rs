@@ -21,6 +21,8 @@ use cust::module::Module;
 use queue::CudaQueue;
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_int;
+#[cfg(feature = "rdma")]
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,6 +98,14 @@ fn attribute(ordinal: usize, attribute: c_int) -> Result<u32, Error> {
     Ok(value as u32)
 }
 
+/// Where a device is on the PCI bus, as Linux writes it.
+fn pci(ordinal: usize) -> Result<String, Error> {
+    let part = |attribute_of| attribute(ordinal, attribute_of);
+    let (domain, bus, device) =
+        (part(driver::PCI_DOMAIN)?, part(driver::PCI_BUS)?, part(driver::PCI_DEVICE)?);
+    Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+}
+
 fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
     let device = cust::device::Device::get_device(ordinal as u32).map_err(refused("cuDeviceGet"))?;
     let capability =
@@ -103,6 +113,7 @@ fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
     Ok(Description {
         name: device.name().map_err(refused("cuDeviceGetName"))?,
         ordinal,
+        pci: Some(pci(ordinal)?),
         capability,
         multiprocessors: attribute(ordinal, driver::MULTIPROCESSORS)?,
         shared_bytes: attribute(ordinal, driver::SHARED_BYTES)?,
@@ -286,6 +297,26 @@ impl Device for CudaDevice {
 
     fn run(&self, agent: Box<dyn Agent>, _open: bool, thread: ThreadOptions) -> Result<Running, Error> {
         agent::on_thread(format!("agent of GPU {}", self.card.ordinal), thread, agent)
+    }
+
+    #[cfg(feature = "rdma")]
+    fn dma_buf(&self, address: u64, bytes: u64) -> Option<(OwnedFd, u64)> {
+        /// The driver gives whole pages of the host.
+        const PAGE: u64 = 1 << 16;
+        self.card.enter().ok()?;
+        let from = address - address % PAGE;
+        let size = (address + bytes).next_multiple_of(PAGE) - from;
+        let mut fd: c_int = -1;
+        // SAFETY: writes one file descriptor, if it succeeds.
+        let status = unsafe {
+            let fd = (&raw mut fd).cast();
+            driver::cuMemGetHandleForAddressRange(fd, from, size as usize, driver::DMA_BUF_FD, 0)
+        };
+        if status != 0 || fd < 0 {
+            return None;
+        }
+        // SAFETY: just opened, and nobody else's.
+        Some((unsafe { OwnedFd::from_raw_fd(fd) }, address - from))
     }
 
     fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {
