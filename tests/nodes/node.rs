@@ -159,7 +159,7 @@ impl Node {
         let config = Config {
             ranks_per_node: Some(RANKS),
             internode: Some(self.internode(2, Arrival::Ordered)),
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(3),
             ..batches::config(EXPERTS as u32, 2, HIDDEN as u32, low_latency)
         };
         let rank = member.rank();
@@ -186,7 +186,7 @@ impl Node {
             )?;
             calls.combine(&stream, &batch, &y, &Sums::new(&combined))?;
             exchange.finish(&stream)?;
-            if rank % RANKS == 0 {
+            if rank.is_multiple_of(RANKS) {
                 tell(&format!("round {round}"));
             }
         }
