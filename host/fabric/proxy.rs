@@ -161,6 +161,9 @@ pub struct Proxy {
     /// Since when the next command waits for room.
     blocked_since_ns: Option<u64>,
     under_way: u64,
+    /// In this step: writes, and their bytes.
+    posted: u64,
+    bytes: u64,
     /// Steps in which there was something to carry out.
     steps: u32,
 }
@@ -219,6 +222,8 @@ impl Proxy {
             failed: vec![false; lanes],
             blocked_since_ns: None,
             under_way: 0,
+            posted: 0,
+            bytes: 0,
             steps: 0,
         };
         (proxy, shared)
@@ -300,7 +305,7 @@ impl Proxy {
         let write = match command {
             Command::Put { channel, from, at, bytes, .. } => {
                 *sent += 1;
-                self.shared.add(Counter::Bytes, bytes.into());
+                self.bytes += u64::from(bytes);
                 let payload = Payload::Bytes { region, offset: from, bytes };
                 Write { payload, region, offset: at, immediate: counted.then(|| told(channel, None)) }
             }
@@ -319,10 +324,7 @@ impl Proxy {
             }
         };
         match self.fabric.write(lane, &write) {
-            Ok(()) => {
-                self.shared.add(Counter::Posted, 1);
-                self.under_way += 1;
-            }
+            Ok(()) => self.posted += 1,
             Err(Error::Link { cause, .. }) => self.lost(lane, cause),
             Err(error) => self.shared.fail(Failure::Fabric(error.to_string())),
         }
@@ -359,6 +361,9 @@ impl Proxy {
             let waiting = u64::from(served) + ahead;
             self.shared.counters[Counter::HighWater as usize].fetch_max(waiting, Ordering::Relaxed);
             self.shared.add(Counter::Taken, served.into());
+            self.under_way += self.posted;
+            self.shared.add(Counter::Posted, std::mem::take(&mut self.posted));
+            self.shared.add(Counter::Bytes, std::mem::take(&mut self.bytes));
             if let Err(error) = self.fabric.flush() {
                 self.shared.fail(Failure::Fabric(error.to_string()));
             }
