@@ -24,12 +24,14 @@ pub struct LoopbackOptions {
     pub lose_one_in: u32,
     /// Writes under way on a lane.
     pub depth: u32,
+    /// Whether a GPU's memory can be registered.
+    pub device_memory: bool,
 }
 
 impl Default for LoopbackOptions {
     /// At once, in order, without losses.
     fn default() -> Self {
-        Self { seed: 0, delay_ns: 0..=0, ordered: true, lose_one_in: 0, depth: 256 }
+        Self { seed: 0, delay_ns: 0..=0, ordered: true, lose_one_in: 0, depth: 256, device_memory: true }
     }
 }
 
@@ -307,6 +309,10 @@ impl Loopback {
 
 impl Fabric for Loopback {
     unsafe fn register(&mut self, memory: Memory) -> Result<Region, Error> {
+        if memory.on_device && !self.options.device_memory {
+            let (call, reason) = ("registering memory".into(), "this network takes the host's alone".into());
+            return Err(Error::Fabric { call, reason });
+        }
         self.regions.push(memory);
         lock(&self.own.regions).push(memory);
         Ok(Region(self.regions.len() as u32 - 1))
