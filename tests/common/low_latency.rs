@@ -10,7 +10,7 @@ use tokenrail::oracle::{self, ExpertRows, Placement, TokenBatch};
 use tokenrail::workload::Busy;
 use tokenrail::{
     ArenaMemory, Backend, Buffer, CombineFormat, Config, DispatchFormat, Exchange, Group, LowLatency, Member,
-    ScaleLayout, Stream, Summation, Tokens,
+    ScaleLayout, Stream, Summation, Tokens, Via,
 };
 
 /// What to exchange.
@@ -66,6 +66,16 @@ impl Case {
 
     fn is_dropped(&self, number: usize) -> bool {
         self.dropped_one_in != 0 && number.is_multiple_of(self.dropped_one_in)
+    }
+
+    /// Whether the arena cannot lie in the GPU's memory.
+    fn wants_host_memory(&self, is_gpu: bool) -> bool {
+        self.config.internode.as_ref().is_some_and(|internode| match &internode.via {
+            Via::Loopback(network) => {
+                internode.memory == ArenaMemory::Host || is_gpu && !network.options().device_memory
+            }
+            _ => false,
+        })
     }
 
     fn settings(&self) -> &LowLatency {
@@ -150,7 +160,9 @@ pub fn check_among(case: &Case, members: Vec<Member>) {
                 let exchange = Exchange::new(member, &case.config).unwrap();
                 let promised = tokenrail::bytes_for(&case.config, ranks as u32).unwrap();
                 // An arena in the host's memory is none of the device's.
-                if exchange.arena_memory() == ArenaMemory::Device {
+                let on_host = exchange.arena_memory() == ArenaMemory::Host;
+                assert_eq!(on_host, case.wants_host_memory(gpu.description().capability != 0));
+                if !on_host {
                     assert_eq!(gpu.allocated_bytes() - before, promised, "bytes of an exchange");
                 }
                 Rank { case, exchange, kept: Vec::new() }.work(&expected);
