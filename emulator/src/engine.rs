@@ -33,16 +33,20 @@ pub fn run(shared: &Shared) {
             continue;
         }
         if engine.scheduler.is_idle() {
+            if shared.actors.count() == 0 {
+                host = shared.park(host);
+                continue;
+            }
             drop(host);
             let moved = engine.scheduler.run_actors();
             host = shared.lock();
-            // Without the lock an operation may have come, and nobody wakes this thread for it again.
-            if moved || !host.all_blocked() || host.has_operation() {
-                host.now_ns = engine.scheduler.now_ns();
+            host.now_ns = engine.scheduler.now_ns();
+            if moved {
                 shared.changed.notify_all();
-                continue;
+            } else if !host.shutdown {
+                // Not for good: something may have come while there was no lock, of which nobody tells again.
+                host = shared.pause(host);
             }
-            host = shared.park(host);
             continue;
         }
         drop(host);

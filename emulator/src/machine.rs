@@ -293,12 +293,6 @@ impl Host {
         }
     }
 
-    /// Whether there is an operation that can begin.
-    pub fn has_operation(&self) -> bool {
-        let mut streams = self.devices.iter().flat_map(|device| device.streams.values());
-        streams.any(|stream| !stream.running && stream.queue.front().is_some_and(Operation::can_begin))
-    }
-
     /// Takes the first operation that can begin, in the order of devices and streams.
     pub fn next_operation(&mut self) -> Option<(usize, u64, Operation)> {
         for (device, state) in self.devices.iter_mut().enumerate() {

@@ -82,6 +82,20 @@ fn a_deadline_before_an_actors_moment_passes_first() {
     assert!(machine.block_until(Arc::new(done), Some(Duration::from_secs(20))));
 }
 
+/// Many times: what ends a machine may come at any moment of the engine's, which must not sleep for good then.
+#[test]
+fn machines_with_actors_end() {
+    for seed in 0..1000 {
+        let machine = machine(1, seed);
+        let device = machine.device(0).unwrap();
+        let words = Words::new(&device, 2);
+        let [asked, answered] = [words.at(0), words.at(1)];
+        let server = machine.attach(Box::new(Server { asked, answered, delay_ns: 10, due: None }));
+        run_on(&device, (1, 1), 0, move || store(asked, 1)).unwrap();
+        drop((server, words, device, machine));
+    }
+}
+
 #[test]
 fn what_an_actor_does_repeats() {
     let run = |seed| {
