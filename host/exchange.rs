@@ -24,6 +24,7 @@ use low_latency::Buffers;
 use staging::{CombineStaging, DispatchStaging};
 use std::sync::Arc;
 use std::time::Duration;
+use tokenrail_device::internode;
 use tokenrail_device::kernel::Kernel;
 use tokenrail_device::wire::{self, Report};
 
@@ -125,7 +126,11 @@ impl Exchange {
         let communication = communication?;
         for flight in 0..config.in_flight {
             let offset = plan.arena_offset(flight);
-            let peers: Vec<u64> = arena.addresses().iter().map(|address| address + offset).collect();
+            // Arenas of ranks that kernels do not reach have no address that they could use.
+            let first_near = member.rank() - member.rank() % shape.near_ranks;
+            let is_near = |peer: u32| peer.wrapping_sub(first_near) < shape.near_ranks;
+            let address = |(peer, at): (u32, &u64)| if is_near(peer) { at + offset } else { 0 };
+            let peers: Vec<u64> = (0..).zip(&arena.addresses()).map(address).collect();
             let at = plan.work_offset(flight) + plan.work.peers;
             gpu.write(workspace.part(at, 8 * shape.ranks as u64), &peers)?;
         }
@@ -302,6 +307,21 @@ impl Exchange {
             rank: self.rank(),
             flight,
         }
+    }
+
+    /// A flight's way to other nodes, if dispatch and combine have one.
+    fn way(&self, flight: u32) -> Option<internode::Link> {
+        let link = self.link.as_ref().filter(|_| self.plan.shape.is_across())?;
+        Some(link.device_side(self.plan.flight_channel(flight), self.plan.arena_offset(flight)))
+    }
+
+    /// An error where there are low-latency calls alone.
+    fn has_throughput(&self) -> Result<(), Error> {
+        if self.link.is_some() && !self.plan.shape.is_across() {
+            let limit = "with internode and a config of 0 tokens there are low-latency calls alone".into();
+            return Err(Error::Argument { argument: "tokens", value: "0".into(), limit });
+        }
+        Ok(())
     }
 
     /// Launches the variant that this exchange moves rows with.

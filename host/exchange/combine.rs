@@ -5,7 +5,9 @@ use crate::Error;
 use crate::gpu::{Grid, Stream, View};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::throughput::combine::{Combine, CombineArgs, CombinePlain};
+use tokenrail_device::throughput::combine::{
+    Combine, CombineAcross, CombineAcrossArgs, CombineAcrossPlain, CombineArgs, CombinePlain,
+};
 use tokenrail_device::throughput::reduce::{Reduce, ReduceArgs};
 
 impl Exchange {
@@ -71,7 +73,15 @@ impl Exchange {
         };
         let grid = Grid { blocks, threads: staging.warps * WARP, shared_bytes: staging.shared_bytes() };
         // SAFETY: as in `dispatch`; the handle is that of the dispatch which `received` is.
-        unsafe { self.launch::<CombinePlain, Combine>(stream, grid, &args)? };
+        unsafe {
+            match self.way(received.flight) {
+                None => self.launch::<CombinePlain, Combine>(stream, grid, &args)?,
+                Some(link) => {
+                    let args = CombineAcrossArgs { combine: args, link };
+                    self.launch::<CombineAcrossPlain, CombineAcross>(stream, grid, &args)?;
+                }
+            }
+        }
         self.flights[flight].combined = true;
         Ok(())
     }
