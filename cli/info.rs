@@ -27,13 +27,14 @@ pub fn info(args: &InfoArgs) -> String {
         "tokenrail {}\n\
          backends    emulator{}\n\
          emulator    one GPU a rank: {} blocks at once, {} KiB of shared memory a block, {} GiB of memory\n\
-         {}{}{}",
+         {}{}{}{}",
         env!("CARGO_PKG_VERSION"),
         if cfg!(feature = "cuda") { ", cuda" } else { "" },
         options.resident_blocks,
         options.shared_bytes_per_block >> 10,
         options.memory_bytes >> 30,
         devices(),
+        nics(),
         bandwidth(args),
         kernels(),
     )
@@ -58,6 +59,20 @@ fn devices() -> String {
         )
     });
     lines.collect()
+}
+
+/// The NICs with RDMA, or why there are none.
+#[cfg(feature = "rdma")]
+fn nics() -> String {
+    match tokenrail::fabric::verbs::describe() {
+        Ok(nics) => nics.iter().map(|nic| format!("NIC         {nic}\n")).collect(),
+        Err(error) => format!("NICs        none: {error}\n"),
+    }
+}
+
+#[cfg(not(feature = "rdma"))]
+fn nics() -> String {
+    "NICs        unknown; a build with `--features rdma` asks libibverbs for them\n".into()
 }
 
 /// What links and multiprocessors give, and how many of the latter the model takes for it; or why nothing was measured.

@@ -5,11 +5,14 @@ use crate::{Error, Member};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Every rank's arena, as this rank's GPU sees them. Holding them keeps them: no rank's memory goes while a peer may
-/// still read it.
+/// The arenas of a node's ranks, as this rank's GPU sees them. Holding them keeps them: no rank's memory goes while a peer
+/// may still read it.
 pub struct Arena {
-    arenas: Vec<Arc<Buffer>>,
-    rank: usize,
+    near: Vec<Arc<Buffer>>,
+    /// Whose is the first.
+    first: u32,
+    rank: u32,
+    ranks: u32,
 }
 
 impl Arena {
@@ -19,22 +22,24 @@ impl Arena {
     /// [`Error::Device`] without enough memory, [`Error::Rendezvous`] if a rank does not come.
     pub fn new(member: &Member, bytes: u64, timeout: Duration) -> Result<Self, Error> {
         let own = Arc::new(member.gpu().alloc_zeroed(bytes as usize)?);
-        let arenas = member.all_gather(own, "sharing of the arenas", timeout)?;
-        Ok(Self { arenas, rank: member.rank() as usize })
+        let near = member.gather_near(own, "sharing of the arenas", timeout)?;
+        let (rank, ranks) = (member.rank(), member.ranks());
+        Ok(Self { near, first: rank - rank % member.ranks_per_node(), rank, ranks })
     }
 
     /// This rank's.
     pub fn own(&self) -> &Arc<Buffer> {
-        &self.arenas[self.rank]
+        &self.near[(self.rank - self.first) as usize]
     }
 
-    /// Another rank's, or this one's.
-    pub fn of(&self, rank: u32) -> &Buffer {
-        &self.arenas[rank as usize]
+    /// Another rank's of the node, or this one's.
+    pub fn of(&self, rank: u32) -> Option<&Buffer> {
+        Some(self.near.get(rank.checked_sub(self.first)? as usize)?)
     }
 
-    /// Address of every rank's, in rank order.
-    pub fn addresses(&self) -> Vec<u64> {
-        self.arenas.iter().map(|arena| arena.address().0).collect()
+    /// Where in every rank's arena byte `offset` is, in rank order; 0 for ranks of other nodes.
+    pub fn addresses(&self, offset: u64) -> Vec<u64> {
+        let address = |rank| self.of(rank).map_or(0, |arena| arena.address().0 + offset);
+        (0..self.ranks).map(address).collect()
     }
 }

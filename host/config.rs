@@ -9,6 +9,7 @@ pub(crate) use low_latency::BatchPlan;
 pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
 
 use crate::Error;
+use crate::group::{pack, unpack};
 use std::time::Duration;
 use tokenrail_device::internode::command::MAX_BYTES;
 use tokenrail_device::wire::{ArenaLayout, HandleLayout, MAX_SIDES, SCALE_CHANNELS, Shape, WorkspaceLayout};
@@ -360,38 +361,49 @@ impl Config {
         }
     }
 
-    /// Compares the settings that ranks must agree on.
+    /// The settings that ranks must agree on, as [`Config::agree`] takes them.
+    pub(crate) fn terms(&self) -> Vec<u8> {
+        pack(&self.shown().map(|(_, value)| value.into_bytes()))
+    }
+
+    /// Compares the settings that ranks must agree on with another rank's [terms](Config::terms).
     ///
     /// # Errors
     /// [`Error::Disagreement`] with the first field that differs.
-    pub(crate) fn agree(&self, own_rank: u32, theirs: &Self, rank: u32) -> Result<(), Error> {
-        let shown = |config: &Self| -> [(&'static str, String); 17] {
-            [
-                ("experts", config.experts.to_string()),
-                ("topk", config.topk.to_string()),
-                ("hidden", config.hidden.to_string()),
-                ("element", format!("{:?}", config.element)),
-                ("combined", format!("{:?}", config.combined)),
-                ("scale_layout", format!("{:?}", config.scale_layout)),
-                ("sides", format!("{:?}", config.sides)),
-                ("tokens", config.tokens.to_string()),
-                ("receive_rows", format!("{:?}", config.receive_rows)),
-                ("expert_major", format!("{:?}", config.expert_major)),
-                ("overflow", format!("{:?}", config.overflow)),
-                ("ranks_per_node", format!("{:?}", config.ranks_per_node)),
-                ("internode", config.internode.as_ref().map_or("None".into(), Internode::shared)),
-                ("low_latency", format!("{:?}", config.low_latency.clone().map(LowLatency::shared))),
-                ("copy_engine", config.copy_engine.to_string()),
-                ("in_flight", config.in_flight.to_string()),
-                ("handles", config.handle_count().to_string()),
-            ]
-        };
-        for ((field, ours), (_, theirs)) in shown(self).into_iter().zip(shown(theirs)) {
-            if ours != theirs {
+    pub(crate) fn agree(&self, own_rank: u32, theirs: &[u8], rank: u32) -> Result<(), Error> {
+        let theirs = unpack(theirs).unwrap_or_default();
+        for (index, (field, ours)) in self.shown().into_iter().enumerate() {
+            let theirs = theirs.get(index).map(|value| String::from_utf8_lossy(value).into_owned());
+            if theirs.as_ref() != Some(&ours) {
+                // Of another version, maybe.
+                let theirs = theirs.unwrap_or_else(|| "no such setting".into());
                 return Err(Error::Disagreement { field, rank, theirs, own_rank, ours });
             }
         }
         Ok(())
+    }
+
+    fn shown(&self) -> [(&'static str, String); 17] {
+        let config = self;
+        [
+            ("experts", config.experts.to_string()),
+            ("topk", config.topk.to_string()),
+            ("hidden", config.hidden.to_string()),
+            ("element", format!("{:?}", config.element)),
+            ("combined", format!("{:?}", config.combined)),
+            ("scale_layout", format!("{:?}", config.scale_layout)),
+            ("sides", format!("{:?}", config.sides)),
+            ("tokens", config.tokens.to_string()),
+            ("receive_rows", format!("{:?}", config.receive_rows)),
+            ("expert_major", format!("{:?}", config.expert_major)),
+            ("overflow", format!("{:?}", config.overflow)),
+            ("ranks_per_node", format!("{:?}", config.ranks_per_node)),
+            ("internode", config.internode.as_ref().map_or("None".into(), Internode::shared)),
+            ("low_latency", format!("{:?}", config.low_latency.clone().map(LowLatency::shared))),
+            ("copy_engine", config.copy_engine.to_string()),
+            ("in_flight", config.in_flight.to_string()),
+            ("handles", config.handle_count().to_string()),
+        ]
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one error type.
 
+use crate::bootstrap;
 use crate::fabric::Cause;
 use std::time::Duration;
 
@@ -93,6 +94,16 @@ pub enum Error {
         place: &'static str,
         /// For how long it waited.
         waited: Duration,
+    },
+    /// The processes of a group did not come together, or one of them has gone. The bootstrap cannot be used any more.
+    #[error("process {process} at {place}: {cause}")]
+    Bootstrap {
+        /// The process that noticed.
+        process: u32,
+        /// What the processes were to meet for.
+        place: &'static str,
+        /// What it noticed. It names the others.
+        cause: bootstrap::Cause,
     },
     /// A peer's flag did not come in time. The exchange cannot be used any more; the GPU can.
     #[error("rank {peer} is late: {phase} of epoch {epoch}, flag expected at {expected}, seen at {seen}")]

@@ -92,11 +92,23 @@ impl Exchange {
         // Ranks whose own settings are impossible still tell the others, who would wait for them otherwise.
         let plan = Plan::new(config, member.ranks());
         let patience = config.timeout.max(SETUP_PATIENCE);
-        let configs = member.all_gather(config.clone(), "comparison of the settings", patience)?;
+        let terms = member.all_gather_bytes(config.terms(), "comparison of the settings", patience)?;
         let plan = plan?;
         let shape = &plan.shape;
-        for (rank, theirs) in (0..).zip(&configs) {
+        for (rank, theirs) in (0..).zip(&terms) {
             config.agree(member.rank(), theirs, rank)?;
+        }
+        if shape.ranks_per_node != member.ranks_per_node() && (plan.link.is_some() || member.is_on_nodes()) {
+            let limit = format!("the group has {} on each node", member.ranks_per_node());
+            return Err(Error::Config {
+                field: "ranks_per_node",
+                value: shape.ranks_per_node.to_string(),
+                limit,
+            });
+        }
+        if plan.link.is_none() && member.is_on_nodes() {
+            let limit = "ranks of the group are on several nodes: say how they are reached".into();
+            return Err(Error::Config { field: "internode", value: "None".into(), limit });
         }
         let device = member.gpu().description().clone();
         let sms = config.sms.unwrap_or(device.default_sms.min(config.max_sms));
@@ -126,15 +138,11 @@ impl Exchange {
         let communication = communication?;
         for flight in 0..config.in_flight {
             let offset = plan.arena_offset(flight);
-            // Arenas of ranks that kernels do not reach have no address that they could use.
-            let first_near = member.rank() - member.rank() % shape.near_ranks;
-            let is_near = |peer: u32| peer.wrapping_sub(first_near) < shape.near_ranks;
-            let address = |(peer, at): (u32, &u64)| if is_near(peer) { at + offset } else { 0 };
-            let peers: Vec<u64> = (0..).zip(&arena.addresses()).map(address).collect();
+            let peers = arena.addresses(offset);
             let at = plan.work_offset(flight) + plan.work.peers;
             gpu.write(workspace.part(at, 8 * shape.ranks as u64), &peers)?;
         }
-        low_latency::write_peers(gpu, &plan, &workspace, &arena, member.rank())?;
+        low_latency::write_peers(gpu, &plan, &workspace, &arena)?;
         let link = Link::new(&member, config, &plan, &arena, &workspace, patience)?;
         Ok(Self {
             link,
@@ -189,12 +197,25 @@ impl Exchange {
     /// frees memory while another's kernels still run.
     ///
     /// # Errors
-    /// [`Error::Rendezvous`] when a rank does not come within `timeout`.
+    /// Those of [`Member::all_gather`].
     pub fn all_gather<T>(&self, value: T, place: &'static str, timeout: Duration) -> Result<Vec<T>, Error>
     where
         T: Clone + Send + 'static,
     {
         self.member.all_gather(value, place, timeout)
+    }
+
+    /// Gives every rank the bytes that each has put up, whichever processes they are in: [`Member::all_gather_bytes`].
+    ///
+    /// # Errors
+    /// Those of [`Member::all_gather_bytes`].
+    pub fn all_gather_bytes(
+        &self,
+        bytes: Vec<u8>,
+        place: &'static str,
+        timeout: Duration,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        self.member.all_gather_bytes(bytes, place, timeout)
     }
 
     /// Number, over all ranks, of this rank's first expert.

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod arena;
+pub mod bootstrap;
 pub mod config;
 mod error;
 pub mod exchange;

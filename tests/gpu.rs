@@ -6,6 +6,8 @@
 #[path = "common/low_latency.rs"]
 mod batches;
 mod common;
+#[path = "common/network.rs"]
+mod network;
 mod skip;
 #[path = "common/streams.rs"]
 mod streams;
@@ -16,10 +18,11 @@ use common::{Calls, Case, Where, check};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::time::Duration;
+use tokenrail::fabric::{Arrival, LoopbackOptions, Network, ProxySpeed};
 use tokenrail::gpu::CudaOptions;
 use tokenrail::{
-    Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, LowLatency, Member, Stream,
-    Transport,
+    Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, Internode, LowLatency, Member,
+    Stream, Transport, Via,
 };
 
 /// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
@@ -236,6 +239,45 @@ fn low_latency_of_full_size() {
             let order = vec![0, 1, 0, 1, 0, 1, 0, 1];
             batches::check(&batches::Case { halves, order, ..case }, backend);
         }
+    });
+}
+
+/// Ranks are declared to be on nodes of their own: kernel, ring and proxy are real, and copies of the driver's are the network.
+#[test]
+fn low_latency_across_nodes() {
+    on_gpus(|backend| {
+        for ordered in [true, false] {
+            let options = LoopbackOptions { ordered, ..LoopbackOptions::default() };
+            let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
+            let internode =
+                Internode { arrival, lanes: 2, ..Internode::new(Via::Loopback(Network::new(options))) };
+            for halves in [false, true] {
+                let config = batches::config(256, 8, 7168, LowLatency::new(128));
+                let config = network::on_nodes(config, 1, internode.clone());
+                let case = batches::Case::new(config, &[&[128, 128], &[128, 1], &[128, 128]]);
+                let order = vec![0, 1, 0, 1, 0, 1, 0, 1];
+                batches::check(&batches::Case { halves, order, ..case }, backend);
+            }
+        }
+        let mut runner = TestRunner::deterministic();
+        let limits = batches::Limits { ranks: 3, tokens: 60, sixteens: 450, batches: 4, sms: 16 };
+        for _ in 0..10 {
+            let case = batches::cases(limits).new_tree(&mut runner).unwrap().current();
+            let internode = network::networks().new_tree(&mut runner).unwrap().current();
+            let per_node = 1 + case.seed as u32 % case.tokens[0].len() as u32;
+            let config = network::on_nodes(case.config.clone(), per_node, internode);
+            let case = batches::Case { config, streams: false, ..case };
+            println!("{case:?}");
+            batches::check(&case, backend);
+        }
+    });
+}
+
+#[test]
+fn a_proxy_keeps_up_with_a_kernel() {
+    on_gpus(|backend| {
+        // That all commands come is checked within.
+        println!("{:?}", ProxySpeed::measure(backend, None).unwrap());
     });
 }
 

@@ -13,7 +13,7 @@ use batches::{Case, Limits, cases, check, config};
 use network::{networks, on_nodes};
 use proptest::prelude::*;
 use std::time::Duration;
-use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network};
+use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxySpeed};
 use tokenrail::low_latency::{Input, Rows, Sums};
 use tokenrail::{
     Backend, CombineFormat, Config, DispatchFormat, Error, Exchange, Group, Internode, LowLatency, Member,
@@ -201,7 +201,14 @@ fn a_port_that_goes_down_is_an_error_until_it_is_up() {
 
 #[test]
 fn a_lost_write_is_an_error_of_its_connection() {
-    let options = LoopbackOptions { lose_one_in: 200, delay_ns: 0..=3_000, ..LoopbackOptions::default() };
+    for seed in 0..16 {
+        lose_one(seed);
+    }
+}
+
+fn lose_one(seed: u64) {
+    let options =
+        LoopbackOptions { seed, lose_one_in: 200, delay_ns: 0..=3_000, ..LoopbackOptions::default() };
     let internode = Internode::new(Via::Loopback(Network::new(options)));
     let outcomes = run(2, &internode, 200, |_, _| {});
     let lost = |outcome: &Result<(), (u32, Error)>| {
@@ -326,4 +333,12 @@ fn settings_that_cannot_be() {
     unordered.internode = Some(Internode { arrival: Arrival::Ordered, ..loopback(false) });
     let found = tokenrail::bytes_for(&unordered, 2).unwrap_err().to_string();
     assert!(found.starts_with("internode.arrival = Ordered: "), "{found}");
+}
+
+#[test]
+fn a_proxy_is_measured() {
+    // That all commands come is checked within; times of the emulator say nothing.
+    let speed = ProxySpeed::measure(&Backend::emulator(1), None).unwrap();
+    assert!(speed.high_water >= 1 && speed.round_trip_ns > 0.0, "{speed:?}");
+    println!("{:?}", ProxySpeed::of_host().unwrap());
 }

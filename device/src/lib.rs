@@ -58,6 +58,7 @@ pub const KERNELS: &[&str] = {
         <quantize::Quantize as Kernel>::NAME,
         <workload::experts::Experts as Kernel>::NAME,
         <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,
+        <workload::commands::Commands as Kernel>::NAME,
         <workload::delay::Delay as Kernel>::NAME,
         <workload::stream::Stream as Kernel>::NAME,
         <workload::probe::Probe as Kernel>::NAME,

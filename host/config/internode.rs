@@ -2,6 +2,8 @@
 
 use super::{refuse, within};
 use crate::Error;
+#[cfg(feature = "rdma")]
+use crate::fabric::verbs::VerbsOptions;
 use crate::fabric::{Arrival, Network};
 use tokenrail_device::internode::command::{MAX_CHANNELS, MAX_LANES, MAX_OFFSET};
 use tokenrail_device::low_latency::batch::channel;
@@ -13,6 +15,30 @@ use tokenrail_device::throughput::across;
 pub enum Via {
     /// Nothing leaves the process: for ranks of one process that are declared to be on different nodes.
     Loopback(Network),
+    /// NICs with RDMA, by libibverbs. Its `lanes` is [`Internode::lanes`], whatever is given, and `near`, if it is not given,
+    /// the rank's GPU.
+    #[cfg(feature = "rdma")]
+    Verbs(VerbsOptions),
+}
+
+impl Via {
+    /// Whether lanes keep their order.
+    fn is_ordered(&self) -> bool {
+        match self {
+            Self::Loopback(network) => network.options().ordered,
+            #[cfg(feature = "rdma")]
+            Self::Verbs(_) => true,
+        }
+    }
+
+    /// Checks what it is given.
+    fn check(&self, _lanes: u32) -> Result<(), Error> {
+        match self {
+            Self::Loopback(_) => Ok(()),
+            #[cfg(feature = "rdma")]
+            Self::Verbs(options) => VerbsOptions { lanes: _lanes, ..options.clone() }.check(),
+        }
+    }
 }
 
 /// How ranks of other nodes are reached: through a proxy on the host, which serves a ring of commands that kernels write.
@@ -40,8 +66,12 @@ impl Internode {
 
     /// What ranks must agree on.
     pub(super) fn shared(&self) -> String {
-        let Via::Loopback(_) = self.via;
-        format!("lanes {}, {:?}", self.lanes, self.arrival)
+        let via = match self.via {
+            Via::Loopback(_) => "loopback",
+            #[cfg(feature = "rdma")]
+            Via::Verbs(_) => "verbs",
+        };
+        format!("{via}, lanes {}, {:?}", self.lanes, self.arrival)
     }
 }
 
@@ -69,8 +99,8 @@ impl LinkPlan {
     ) -> Result<Self, Error> {
         within("internode.lanes", internode.lanes, 1, LANES)?;
         within("internode.ring_log2", internode.ring_log2, 6, 20)?;
-        let Via::Loopback(network) = &internode.via;
-        if internode.arrival == Arrival::Ordered && !network.options().ordered {
+        internode.via.check(internode.lanes)?;
+        if internode.arrival == Arrival::Ordered && !internode.via.is_ordered() {
             let limit = "lanes of this network keep no order: it must be Counted";
             return Err(refuse("internode.arrival", "Ordered", limit));
         }

@@ -141,7 +141,7 @@ impl Exchange {
             let bytes = u64::from(tokens) * row_bytes;
             if rank != self.rank() && bytes > 0 {
                 let from = self.arena.own().part(flight + plan.arena.outputs + first * row_bytes, bytes);
-                let to = self.arena.of(rank).part(flight + plan.arena.inbox + inbox, bytes);
+                let to = self.arena_of(rank)?.part(flight + plan.arena.inbox + inbox, bytes);
                 self.gpu().copy(stream, from, to, bytes as usize)?;
             }
             first += u64::from(tokens);

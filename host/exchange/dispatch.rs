@@ -2,7 +2,7 @@
 
 use super::{Exchange, Handle, Input, Received, Routing, Tokens, Transport};
 use crate::Error;
-use crate::gpu::{Grid, Stream, View};
+use crate::gpu::{Buffer, Grid, Stream, View};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
 use tokenrail_device::throughput::dispatch::{
@@ -155,6 +155,11 @@ impl Exchange {
         Ok(())
     }
 
+    /// Another rank's arena, for copy engines.
+    pub(super) fn arena_of(&self, rank: u32) -> Result<&Buffer, Error> {
+        self.arena.of(rank).ok_or_else(|| no_copy_engine("they do not reach ranks of other nodes"))
+    }
+
     /// An error for copy engines where the arena has no room for what they move.
     pub(super) fn has_room_for(&self, transport: Transport) -> Result<(), Error> {
         if transport == Transport::CopyEngine && !self.config.copy_engine {
@@ -198,7 +203,7 @@ impl Exchange {
             }
             let packed = u64::from(rank) * u64::from(plan.shape.tokens) * row_bytes;
             let from = self.arena.own().part(flight + plan.arena.outbox + packed, bytes);
-            let to = self.arena.of(rank).part(flight + plan.arena.rows + first * row_bytes, bytes);
+            let to = self.arena_of(rank)?.part(flight + plan.arena.rows + first * row_bytes, bytes);
             self.gpu().copy(stream, from, to, bytes as usize)?;
         }
         Ok(())

@@ -1,12 +1,15 @@
 //! An exchange's way to ranks of other nodes: the ring, the proxy that serves it, the fabric that the proxy drives.
 
 use crate::arena::Arena;
-use crate::config::{LinkPlan, Plan, Via};
+use crate::config::{Internode, LinkPlan, Plan, Via};
 use crate::fabric::proxy::{Flags, Proxy, Shared};
 use crate::fabric::ring::Consumer;
+#[cfg(feature = "rdma")]
+use crate::fabric::verbs::{Verbs, VerbsOptions};
 use crate::fabric::{Arrival, Fabric, Memory, ProxyStatistics};
 use crate::gpu::agent::{Running, ThreadOptions};
 use crate::gpu::{Buffer, HostBuffer};
+use crate::group::{pack, unpack};
 use crate::{Config, Error, Member};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,30 +41,34 @@ impl Link {
     ) -> Result<Option<Self>, Error> {
         let (Some(internode), Some(link)) = (&config.internode, plan.link) else { return Ok(None) };
         let gpu = member.gpu();
-        let Via::Loopback(network) = &internode.via;
         // Ranks for which something fails still meet the others, who would wait for them otherwise.
-        let prepared = gpu.carrier().and_then(|carrier| {
-            let mut fabric = network.end(member.rank(), link.lanes, carrier);
+        let prepared = open(member, internode).and_then(|mut fabric| {
             let view = arena.own().view();
-            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device: true };
+            // Emulated memory is the host's.
+            let on_device = gpu.description().capability != 0;
+            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device };
             // SAFETY: the arena outlives the proxy, which has the fabric.
             unsafe { fabric.register(memory)? };
-            let addresses =
-                (0..link.ranks).map(|peer| fabric.address(peer)).collect::<Result<Vec<_>, _>>()?;
+            let node = |rank: u32| rank / link.ranks_per_node;
+            let is_far = |peer: u32| node(peer) != node(member.rank());
+            let address = |peer| if is_far(peer) { fabric.address(peer) } else { Ok(Vec::new()) };
+            let addresses = (0..link.ranks).map(address).collect::<Result<Vec<_>, _>>()?;
             Ok((fabric, addresses))
         });
         let (fabric, addresses) = match prepared {
             Ok((fabric, addresses)) => (Ok(fabric), addresses),
             Err(error) => (Err(error), Vec::new()),
         };
-        let all = member.all_gather(addresses, "exchange of the fabric's addresses", patience)?;
+        let all =
+            member.all_gather_bytes(pack(&addresses), "exchange of the fabric's addresses", patience)?;
         let connected = fabric.and_then(|mut fabric| {
-            fabric.connect(&peers(member.rank(), &link, &all))?;
+            fabric.connect(&peers(member.rank(), &link, &all)?)?;
             Ok(fabric)
         });
-        let all = member.all_gather(connected.is_ok(), "connecting of the fabric", patience)?;
+        let told = vec![connected.is_ok().into()];
+        let all = member.all_gather_bytes(told, "connecting of the fabric", patience)?;
         let fabric = connected?;
-        if let Some(peer) = all.iter().position(|connected| !connected) {
+        if let Some(peer) = all.iter().position(|connected| connected[..] != [1]) {
             let (call, reason) = ("connecting".into(), format!("rank {peer} could not"));
             return Err(Error::Fabric { call, reason });
         }
@@ -86,8 +93,9 @@ impl Link {
         let told = Flags { arrival: internode.arrival, at, channels, ranks, lanes };
         // SAFETY: the ring is this exchange's, of the size that its logarithm says, zeroed, and kept until the proxy is gone.
         let consumer = unsafe { Consumer::new(&ring) };
-        let (proxy, shared) = Proxy::new(consumer, Box::new(fabric), told, member.rank());
-        let running = gpu.run(Box::new(proxy), false, ThreadOptions { core: internode.core })?;
+        let (proxy, shared) = Proxy::new(consumer, fabric, told, member.rank());
+        let is_open = !matches!(internode.via, Via::Loopback(_));
+        let running = gpu.run(Box::new(proxy), is_open, ThreadOptions { core: internode.core })?;
         Ok(Some(Self {
             _running: running,
             shared,
@@ -117,15 +125,43 @@ impl Link {
     }
 }
 
+/// A rank's end of what moves bytes between nodes.
+fn open(member: &Member, internode: &Internode) -> Result<Box<dyn Fabric>, Error> {
+    let (rank, gpu) = (member.rank(), member.gpu());
+    match &internode.via {
+        Via::Loopback(_) if member.is_spanning() => {
+            let limit = "ranks of other processes are not reached by it".into();
+            Err(Error::Config { field: "internode.via", value: "Loopback".into(), limit })
+        }
+        Via::Loopback(network) => Ok(Box::new(network.end(rank, internode.lanes, gpu.carrier()?))),
+        #[cfg(feature = "rdma")]
+        Via::Verbs(options) => {
+            let near = options.near.clone().or_else(|| gpu.description().pci.clone());
+            let options = VerbsOptions { lanes: internode.lanes, near, ..options.clone() };
+            Ok(Box::new(Verbs::open(rank, member.ranks(), &options, Some(gpu.dma_buf_export()))?))
+        }
+    }
+}
+
 /// No way.
 pub const NOWHERE: internode::Link =
     internode::Link { ring: Ring::NONE, flags: Address::NULL, part: 0, channel: 0, lanes: 0, ranks: 0 };
 
 /// What each rank of another node has given for this one.
-fn peers(rank: u32, link: &LinkPlan, all: &[Vec<Vec<u8>>]) -> Vec<Option<Vec<u8>>> {
+fn peers(rank: u32, link: &LinkPlan, all: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, Error> {
     let node = |rank: u32| rank / link.ranks_per_node;
-    let of = |(peer, addresses): (u32, &Vec<Vec<u8>>)| {
-        if node(peer) == node(rank) { None } else { addresses.get(rank as usize).cloned() }
+    let of = |(peer, packed): (u32, &Vec<u8>)| {
+        if node(peer) == node(rank) {
+            return Ok(None);
+        }
+        let addresses = unpack(packed).unwrap_or_default();
+        match addresses.get(rank as usize) {
+            Some(address) => Ok(Some(address.clone())),
+            None => {
+                let reason = format!("rank {peer} has no address for rank {rank}: its fabric is not there");
+                Err(Error::Fabric { call: "connecting".into(), reason })
+            }
+        }
     };
     (0..).zip(all).map(of).collect()
 }

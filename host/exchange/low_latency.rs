@@ -253,21 +253,11 @@ fn shared_bytes(shape: &Shape, blocks: u32) -> u32 {
 }
 
 /// Tells every batch's kernels where the peers' arenas are.
-pub(super) fn write_peers(
-    gpu: &Gpu,
-    plan: &Plan,
-    workspace: &Buffer,
-    arena: &Arena,
-    rank: u32,
-) -> Result<(), Error> {
+pub(super) fn write_peers(gpu: &Gpu, plan: &Plan, workspace: &Buffer, arena: &Arena) -> Result<(), Error> {
     let Some(batches) = &plan.batches else { return Ok(()) };
     for batch in 0..batches.depth {
         let offset = plan.batch_arena_offset(batch);
-        let near = batches.shape.near_ranks;
-        let is_near = |peer: u32| peer / near == rank / near;
-        let peers = (0..).zip(arena.addresses());
-        let peers = peers.map(|(peer, address)| if is_near(peer) { address + offset } else { 0 });
-        let peers: Vec<u64> = peers.collect();
+        let peers = arena.addresses(offset);
         let at = plan.batch_work_offset(batch) + batches.work.peers;
         gpu.write(workspace.part(at, 8 * u64::from(batches.shape.ranks)), &peers)?;
     }

@@ -7,7 +7,8 @@ use crate::gpu::device::Carrier;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the network is like.
@@ -81,6 +82,7 @@ struct Flying {
 /// A rank's end of a [`Network`].
 pub struct Loopback {
     network: Network,
+    options: LoopbackOptions,
     rank: u32,
     lanes: u32,
     now_ns: u64,
@@ -150,6 +152,7 @@ impl Network {
         }
         Loopback {
             network: self.clone(),
+            options: self.0.options.clone(),
             rank,
             lanes,
             now_ns: 0,
@@ -183,8 +186,7 @@ fn place(regions: &[Memory], region: Region, offset: u64, bytes: u64) -> Option<
 
 impl Loopback {
     /// A number of that range. SplitMix64, as the emulator's.
-    fn draw(&mut self, range: &RangeInclusive<u64>) -> u64 {
-        let (least, most) = (*range.start(), *range.end());
+    fn draw(&mut self, least: u64, most: u64) -> u64 {
         if most <= least {
             return least;
         }
@@ -206,16 +208,13 @@ impl Loopback {
         Lane { peer: index as u32 / self.lanes, index: index as u32 % self.lanes }
     }
 
-    /// Which of a lane's writes are delivered now, and in which order.
+    /// Which of the writes of a lane that keeps no order are delivered now, and in which order.
     fn due(&mut self, index: usize, now_ns: u64) -> Vec<usize> {
         let writes = self.queues[index].writes.iter().enumerate();
-        if self.network.0.options.ordered {
-            return writes.take_while(|(_, flying)| flying.due_ns <= now_ns).map(|(at, _)| at).collect();
-        }
         let is_due = |flying: &Flying| !flying.delivered && flying.due_ns <= now_ns;
         let mut due: Vec<usize> = writes.filter(|(_, flying)| is_due(flying)).map(|(at, _)| at).collect();
         for at in (1..due.len()).rev() {
-            due.swap(at, self.draw(&(0..=at as u64)) as usize);
+            due.swap(at, self.draw(0, at as u64) as usize);
         }
         due
     }
@@ -223,7 +222,7 @@ impl Loopback {
     /// Delivers what is due on a lane; whether it has writes left.
     fn deliver(&mut self, index: usize, now_ns: u64, events: &mut Vec<Event>) -> Result<bool, Error> {
         let lane = self.lane(index);
-        let due = self.due(index, now_ns);
+        let due = if self.options.ordered { Vec::new() } else { self.due(index, now_ns) };
         let Some(peer) = &self.peers[lane.peer as usize] else { return Ok(false) };
         let severed = if !self.own.is(ALIVE) {
             Some(Cause::Local)
@@ -234,8 +233,14 @@ impl Loopback {
         };
         let queue = &mut self.queues[index];
         let mut failed = None;
-        for at in due {
-            let flying = &mut queue.writes[at];
+        let mut done = 0;
+        let mut next = 0;
+        loop {
+            let at = if self.options.ordered { next } else { due.get(next).copied().unwrap_or(usize::MAX) };
+            next += 1;
+            let Some(flying) = queue.writes.get_mut(at).filter(|flying| flying.due_ns <= now_ns) else {
+                break;
+            };
             failed = severed.clone().or_else(|| flying.fate.take());
             if failed.is_some() {
                 break;
@@ -266,10 +271,12 @@ impl Loopback {
             }
         }
         self.carrier.settle()?;
-        let done = queue.writes.iter().take_while(|flying| flying.delivered).count();
-        queue.writes.drain(..done);
+        while queue.writes.front().is_some_and(|flying| flying.delivered) {
+            queue.writes.pop_front();
+            done += 1;
+        }
         if done > 0 {
-            events.push(Event::Written { lane, count: done as u32 });
+            events.push(Event::Written { lane, count: done });
         }
         if let Some(cause) = failed {
             queue.failed = true;
@@ -312,12 +319,12 @@ impl Fabric for Loopback {
     }
 
     fn is_ordered(&self) -> bool {
-        self.network.0.options.ordered
+        self.options.ordered
     }
 
     fn room(&self, lane: Lane) -> u32 {
         let taken = self.index(lane).map_or(0, |index| self.queues[index].writes.len());
-        self.network.0.options.depth.saturating_sub(taken as u32)
+        self.options.depth.saturating_sub(taken as u32)
     }
 
     fn write(&mut self, lane: Lane, write: &Write) -> Result<(), Error> {
@@ -341,17 +348,16 @@ impl Fabric for Loopback {
         };
         let theirs = self.peers[lane.peer as usize].as_ref().map_or(&[][..], |peer| &peer.regions);
         let is_refused = bytes > 0 && place(theirs, write.region, write.offset, bytes).is_none();
-        let network = self.network.clone();
-        let options = network.options();
-        let one_in = u64::from(options.lose_one_in);
+        let one_in = u64::from(self.options.lose_one_in);
         let fate = if is_refused {
             Some(Cause::Refused)
-        } else if one_in > 0 && self.draw(&(1..=one_in)) == 1 {
+        } else if one_in > 0 && self.draw(1, one_in) == 1 {
             Some(Cause::Unreachable)
         } else {
             None
         };
-        let due_ns = self.now_ns + self.draw(&options.delay_ns);
+        let (least, most) = (*self.options.delay_ns.start(), *self.options.delay_ns.end());
+        let due_ns = self.now_ns + self.draw(least, most);
         let queue = &mut self.queues[index];
         queue.writes.push_back(Flying { due_ns, write: *write, fate, delivered: false });
         if !std::mem::replace(&mut queue.is_busy, true) {
@@ -383,7 +389,7 @@ impl Fabric for Loopback {
         if self.own.has_mail.swap(false, Ordering::AcqRel) {
             events.append(&mut lock(&self.own.inbox));
         }
-        let ordered = self.network.0.options.ordered;
+        let ordered = self.options.ordered;
         let next = self.busy.iter().filter_map(|&index| {
             let writes = self.queues[index].writes.iter();
             let waiting = writes.filter(|flying| !flying.delivered).map(|flying| flying.due_ns);
@@ -400,5 +406,28 @@ impl Fabric for Loopback {
 impl Drop for Loopback {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Copies within the host's memory.
+pub(crate) struct HostMemory;
+
+impl Carrier for HostMemory {
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        let from = with_exposed_provenance::<u8>(from as usize);
+        // SAFETY: callers keep both ranges alive; who reads what is written waits for a flag.
+        unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes as usize) };
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn word(&mut self, to: u64, value: u64) -> Result<(), Error> {
+        // SAFETY: alive, as above, and aligned.
+        unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(to as usize)) }
+            .store(value, Ordering::Release);
+        Ok(())
     }
 }

@@ -10,10 +10,15 @@
 //!   a later write sees the earlier ones. Between lanes, and elsewhere, nothing is ordered.
 
 mod loopback;
+mod measure;
 pub(crate) mod proxy;
 pub(crate) mod ring;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
+pub(crate) use loopback::HostMemory;
 pub use loopback::{Loopback, LoopbackOptions, Network};
+pub use measure::ProxySpeed;
 pub use proxy::{Arrival, ProxyStatistics};
 
 use crate::Error;

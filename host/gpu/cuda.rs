@@ -19,8 +19,10 @@ use cust::context::{Context, ContextHandle, CurrentContext};
 use cust::error::CudaError;
 use cust::module::Module;
 use queue::CudaQueue;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_int;
+#[cfg(feature = "rdma")]
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,6 +98,14 @@ fn attribute(ordinal: usize, attribute: c_int) -> Result<u32, Error> {
     Ok(value as u32)
 }
 
+/// Where a device is on the PCI bus, as Linux writes it.
+fn pci(ordinal: usize) -> Result<String, Error> {
+    let part = |attribute_of| attribute(ordinal, attribute_of);
+    let (domain, bus, device) =
+        (part(driver::PCI_DOMAIN)?, part(driver::PCI_BUS)?, part(driver::PCI_DEVICE)?);
+    Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+}
+
 fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
     let device = cust::device::Device::get_device(ordinal as u32).map_err(refused("cuDeviceGet"))?;
     let capability =
@@ -103,6 +113,7 @@ fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
     Ok(Description {
         name: device.name().map_err(refused("cuDeviceGetName"))?,
         ordinal,
+        pci: Some(pci(ordinal)?),
         capability,
         multiprocessors: attribute(ordinal, driver::MULTIPROCESSORS)?,
         shared_bytes: attribute(ordinal, driver::SHARED_BYTES)?,
@@ -131,13 +142,12 @@ pub fn open(options: &CudaOptions, ranks: u32, near: u32) -> Result<Vec<Gpu>, Er
     let lane = options.lane.as_deref();
     let cards =
         used.iter().map(|&ordinal| Card::new(ordinal, lane).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let share_a_node = |from: usize, to: usize| {
-        let on = |card: usize| (0..ranks as usize).filter(move |rank| rank % cards.len() == card);
-        let node = |rank: usize| rank / near.max(1) as usize;
-        on(from).any(|from| on(to).any(|to| node(from) == node(to)))
-    };
-    for (from, to) in (0..cards.len()).flat_map(|from| (0..cards.len()).map(move |to| (from, to))) {
-        if from != to && share_a_node(from, to) {
+    let count = cards.len();
+    let mut mapped = HashSet::new();
+    for (from, to) in (0..ranks as usize).flat_map(|from| (0..ranks as usize).map(move |to| (from, to))) {
+        let share_a_node = from / near.max(1) as usize == to / near.max(1) as usize;
+        let (from, to) = (from % count, to % count);
+        if share_a_node && from != to && mapped.insert((from, to)) {
             cards[from].map_peer(&cards[to])?;
         }
     }
@@ -287,6 +297,26 @@ impl Device for CudaDevice {
 
     fn run(&self, agent: Box<dyn Agent>, _open: bool, thread: ThreadOptions) -> Result<Running, Error> {
         agent::on_thread(format!("agent of GPU {}", self.card.ordinal), thread, agent)
+    }
+
+    #[cfg(feature = "rdma")]
+    fn dma_buf(&self, address: u64, bytes: u64) -> Option<(OwnedFd, u64)> {
+        /// The driver gives whole pages of the host.
+        const PAGE: u64 = 1 << 16;
+        self.card.enter().ok()?;
+        let from = address - address % PAGE;
+        let size = (address + bytes).next_multiple_of(PAGE) - from;
+        let mut fd: c_int = -1;
+        // SAFETY: writes one file descriptor, if it succeeds.
+        let status = unsafe {
+            let fd = (&raw mut fd).cast();
+            driver::cuMemGetHandleForAddressRange(fd, from, size as usize, driver::DMA_BUF_FD, 0)
+        };
+        if status != 0 || fd < 0 {
+            return None;
+        }
+        // SAFETY: just opened, and nobody else's.
+        Some((unsafe { OwnedFd::from_raw_fd(fd) }, address - from))
     }
 
     fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {

@@ -50,6 +50,12 @@ pub trait Device: Send + Sync {
     /// Has an agent work beside the streams: in emulated time where there is such, unless what it waits for comes from
     /// outside the process (`open`); else on a thread.
     fn run(&self, agent: Box<dyn Agent>, open: bool, thread: ThreadOptions) -> Result<Running, Error>;
+    /// Device memory in the form in which the kernel hands it from driver to driver, and how many bytes of it come before
+    /// `address`; `None` if the driver gives none.
+    #[cfg(feature = "rdma")]
+    fn dma_buf(&self, _address: u64, _bytes: u64) -> Option<(std::os::fd::OwnedFd, u64)> {
+        None
+    }
     /// Moves bytes between memory of devices in this process.
     fn carrier(&self) -> Result<Box<dyn Carrier>, Error>;
 }

@@ -16,6 +16,15 @@ pub const MULTIPROCESSORS: c_int = 16;
 pub const CAPABILITY_MAJOR: c_int = 75;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR`.
 pub const CAPABILITY_MINOR: c_int = 76;
+/// `CU_DEVICE_ATTRIBUTE_PCI_BUS_ID`.
+pub const PCI_BUS: c_int = 33;
+/// `CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID`.
+pub const PCI_DEVICE: c_int = 34;
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`.
+pub const PCI_DOMAIN: c_int = 50;
+/// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
+#[cfg(feature = "rdma")]
+pub const DMA_BUF_FD: c_int = 1;
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`.
 pub const SHARED_BYTES: c_int = 97;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
@@ -54,6 +63,14 @@ unsafe extern "C" {
     pub fn cuMemFree_v2(address: DevicePointer) -> Status;
     pub fn cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, flags: c_uint) -> Status;
     pub fn cuMemFreeHost(address: *mut c_void) -> Status;
+    #[cfg(feature = "rdma")]
+    pub fn cuMemGetHandleForAddressRange(
+        handle: *mut c_void,
+        address: DevicePointer,
+        bytes: usize,
+        kind: c_int,
+        flags: u64,
+    ) -> Status;
     pub fn cuMemcpyAsync(to: DevicePointer, from: DevicePointer, bytes: usize, stream: *mut c_void)
     -> Status;
     pub fn cuMemsetD8Async(to: DevicePointer, byte: u8, bytes: usize, stream: *mut c_void) -> Status;

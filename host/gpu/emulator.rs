@@ -6,11 +6,11 @@ use super::agent::{self, Agent, Running, ThreadOptions};
 use super::device::{Carrier, Device, Queue};
 use super::{Description, Gpu};
 use crate::Error;
+use crate::fabric::HostMemory;
 use queue::EmulatedQueue;
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ptr::with_exposed_provenance_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokenrail_emulator::{Actor, Allocation, Machine, Options, Outlook};
@@ -46,6 +46,7 @@ pub fn open(options: &Options, ranks: u32, near: u32) -> Result<Vec<Gpu>, Error>
             let description = Description {
                 name: "emulated GPU".into(),
                 ordinal,
+                pci: None,
                 capability: 0,
                 multiprocessors: options.resident_blocks,
                 shared_bytes: options.shared_bytes_per_block as u32,
@@ -134,7 +135,8 @@ impl Device for EmulatedDevice {
     }
 
     fn carrier(&self) -> Result<Box<dyn Carrier>, Error> {
-        Ok(Box::new(HostCopies))
+        // Emulated memory is the host's.
+        Ok(Box::new(HostMemory))
     }
 }
 
@@ -153,28 +155,5 @@ struct Outside;
 impl Actor for Outside {
     fn step(&mut self, _now_ns: u64) -> Outlook {
         Outlook::Open
-    }
-}
-
-/// Emulated memory is the host's.
-struct HostCopies;
-
-impl Carrier for HostCopies {
-    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
-        let from = with_exposed_provenance::<u8>(from as usize);
-        // SAFETY: callers keep both ranges alive; no emulated thread runs while an actor does.
-        unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes as usize) };
-        Ok(())
-    }
-
-    fn settle(&mut self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn word(&mut self, to: u64, value: u64) -> Result<(), Error> {
-        // SAFETY: as above; aligned.
-        unsafe { AtomicU64::from_ptr(with_exposed_provenance_mut(to as usize)) }
-            .store(value, Ordering::Release);
-        Ok(())
     }
 }

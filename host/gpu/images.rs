@@ -74,6 +74,7 @@ mod tests {
         Description {
             name: "a GPU".into(),
             ordinal: 0,
+            pci: None,
             capability,
             multiprocessors: 1,
             shared_bytes: 0,

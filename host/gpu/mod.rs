@@ -88,6 +88,8 @@ pub struct Description {
     pub name: String,
     /// Its number among the backend's devices.
     pub ordinal: usize,
+    /// Where it is on the PCI bus, such as `0000:17:00.0`; `None` for the emulator.
+    pub pci: Option<String>,
     /// Compute capability: 90 for sm_90. 0 for the emulator, which has every instruction.
     pub capability: u32,
     /// Streaming multiprocessors.
@@ -324,6 +326,17 @@ impl Gpu {
         thread: ThreadOptions,
     ) -> Result<Running, Error> {
         self.0.device.run(agent, open, thread)
+    }
+
+    /// What gives a NIC's driver the GPU's memory.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn dma_buf_export(&self) -> crate::fabric::verbs::DmaBufExport {
+        use crate::fabric::{Memory, verbs::DmaBuf};
+        let core = self.0.clone();
+        Box::new(move |Memory { address, bytes, .. }| {
+            let (fd, offset) = core.device.dma_buf(address, bytes)?;
+            Some(DmaBuf { fd, offset })
+        })
     }
 
     /// See [`Device::carrier`].

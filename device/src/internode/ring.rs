@@ -55,21 +55,24 @@ impl Ring {
         if lanes == 0 {
             return true;
         }
-        let mut first = 0;
+        let (mut first, mut came) = (0, true);
         // SAFETY: the caller's promise.
         unsafe {
             if thread::lane() == 0 {
                 first = mem::fetch_add_relaxed_gpu_u32(self.reserved, lanes.count_ones());
+                // One looks for all: it looks over PCIe.
+                came = self.wait_for_room(first.wrapping_add(lanes.count_ones() - 1), deadline_ns);
             }
-            let place = warp::shuffle(warp::ALL, first, 0) + (lanes & warp::lanes_below()).count_ones();
-            let came = !has || self.wait_for_room(place, deadline_ns);
+            let first = warp::shuffle(warp::ALL, first, 0);
+            let place = first.wrapping_add((lanes & warp::lanes_below()).count_ones());
+            let came = warp::shuffle(warp::ALL, came as u32, 0) != 0;
             if has && came {
                 let at = self.commands.offset(16 * (place & ((1 << self.log2) - 1)) as u64);
                 // Partner: `Ring::next` of the host (two relaxed loads, the later half first). One store, so that the proxy
                 // sees all of it or nothing.
                 mem::store_relaxed_sys_b128(at, command.encode(Self::generation(place, self.log2)));
             }
-            warp::ballot(warp::ALL, !came) == 0
+            came
         }
     }
 

@@ -1,5 +1,6 @@
 //! Kernels that stand in for a model, and that measure the machine.
 
+pub mod commands;
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 pub mod copy;
 pub mod delay;
