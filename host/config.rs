@@ -252,7 +252,6 @@ impl Config {
         Ok(Shape {
             ranks,
             ranks_per_node,
-            near_ranks: self.near_ranks(ranks, ranks_per_node)?,
             experts: self.experts,
             topk: self.topk,
             hidden: self.hidden,
@@ -267,6 +266,7 @@ impl Config {
             cap: (self.overflow == Overflow::Cap).into(),
             f16: (self.combined == Half::F16).into(),
             copy_engine: self.copy_engine.into(),
+            near_ranks: self.near_ranks(ranks, ranks_per_node)?,
         })
     }
 

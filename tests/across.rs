@@ -1,12 +1,13 @@
 //! Dispatch and combine of ranks on different nodes, over a network within the process, on the emulator: results equal those
 //! of the CPU reference bit for bit, whatever the network's delays and order.
 
+#[allow(dead_code, reason = "a part of it")]
 mod common;
 #[path = "common/network.rs"]
 mod network;
 
 use common::overlap::{self, On};
-use common::random::Limits;
+use common::random::{Limits, on_nodes_of_fewer};
 use common::{Back, Calls, Case, Where, check};
 use half::bf16;
 use network::{networks, on_nodes};
@@ -128,18 +129,6 @@ fn captured_overlapping_and_on_streams_of_their_own() {
 /// What the emulator does in a moment.
 const SMALL: Limits = Limits { ranks: 6, tokens: 24, eights: 40, rounds: 2, sms: 4 };
 
-/// The case, with its ranks, at least two, on nodes of fewer.
-fn on_fewer(case: Case, choice: usize, internode: Internode) -> Case {
-    let ranks = case.tokens[0].len().max(2);
-    let nodes: Vec<_> = (1..ranks).filter(|per_node| ranks.is_multiple_of(*per_node)).collect();
-    let per_node = nodes[choice % nodes.len()] as u32;
-    let tokens =
-        case.tokens.iter().map(|round| round.iter().copied().cycle().take(ranks).collect()).collect();
-    let config = Config { copy_engine: false, ..on_nodes(case.config.clone(), per_node, internode) };
-    let calls = common::Calls { transport: Transport::Kernel, ..case.calls };
-    Case { config, tokens, calls, ..case }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -150,7 +139,7 @@ proptest! {
         internode in networks(),
         schedule in 0u64..1000,
     ) {
-        check(&on_fewer(case, nodes, internode), &Backend::emulator(schedule));
+        check(&on_nodes_of_fewer(case, nodes, internode), &Backend::emulator(schedule));
     }
 }
 

@@ -28,9 +28,6 @@ pub struct Shape {
     pub ranks: u32,
     /// Ranks of a node: node n has those from `n * ranks_per_node` on.
     pub ranks_per_node: u32,
-    /// Ranks that reach each other's memory: those of a node where others are reached through a proxy, else all. It
-    /// divides `ranks`.
-    pub near_ranks: u32,
     /// Experts over all ranks; rank r owns the block from `r * experts_per_rank()` on.
     pub experts: u32,
     /// Expert slots of a token.
@@ -59,6 +56,9 @@ pub struct Shape {
     pub f16: u32,
     /// 1 if arenas have room for rows that copy engines move.
     pub copy_engine: u32,
+    /// Ranks that reach each other's memory: those of a node where others are reached through a proxy, else all. It
+    /// divides `ranks`.
+    pub near_ranks: u32,
 }
 
 /// Where word `word` of row `row` of some scales lies: `row * by_row + word * by_word`, in words.

@@ -188,6 +188,28 @@ mod tests {
     }
 
     #[test]
+    fn what_another_node_holds_is_rounded_before_it_is_added() -> Result<(), OracleError> {
+        // Four ranks with an expert each. Rank 2's token goes everywhere, and in the second place to its own node.
+        let placement = Placement::new(4, 4)?;
+        let none = || TokenBatch::bf16(&[], 8, routing(4, vec![]));
+        let token = TokenBatch::bf16(&[bf16::ONE; 8], 8, routing(4, vec![3, 1, 0, 2]))?;
+        let batches = [none()?, none()?, token, none()?];
+        let (big, small) = (f32::from_bits((127 + 30) << 23), 0.00390625);
+        let sum = |outputs: [f32; 4], per_node| {
+            let outputs = outputs.map(|value| rows(&[value]));
+            combine_on_nodes(&outputs, &batches, &placement, per_node, Half::Bf16, &[], None).swap_remove(2)
+        };
+        // 1 + 2^-8 rounds to 1, and 1 + 2^-8 to 1 again; in one sum it is 1 + 2^-7.
+        assert_eq!(sum([1.0, small, small, 0.0], 2), rows(&[1.0]));
+        assert_eq!(sum([1.0, small, small, 0.0], 4), rows(&[1.0078125]));
+        // Its own node's rows are added one by one: 2^30 + (1 − 2^30) would be 0.
+        assert_eq!(sum([0.0, big, -big, 1.0], 2), rows(&[1.0]));
+        // A lone −0 of another node stays one.
+        assert_eq!(sum([-0.0; 4], 1), rows(&[-0.0]));
+        Ok(())
+    }
+
+    #[test]
     fn biases_come_last_and_in_order() -> Result<(), OracleError> {
         let (batches, placement) = example()?;
         let big = f32::from_bits((127 + 30) << 23);

@@ -75,11 +75,13 @@ kernel!(
 );
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn combine_across_bulk(args: CombineAcrossArgs) {
     // SAFETY: the contract of CombineAcrossArgs, passed on.
     unsafe { across::combine::combine(&args, pull::Bulk::new(&args.combine)) }
 }
 
+#[inline(always)]
 unsafe fn combine_across_plain(args: CombineAcrossArgs) {
     // SAFETY: the contract of CombineAcrossArgs, passed on.
     unsafe { across::combine::combine(&args, pull::Plain) }

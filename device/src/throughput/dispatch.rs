@@ -151,22 +151,26 @@ unsafe fn dispatch_by_expert_plain(args: DispatchArgs) {
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn across_bulk(args: DispatchAcrossArgs) {
     // SAFETY: the contract of DispatchAcrossArgs, passed on.
     unsafe { across::<false>(&args, send::bulk::<false, true>, forward::bulk::<false>, expand::nothing) }
 }
 
+#[inline(always)]
 unsafe fn across_plain(args: DispatchAcrossArgs) {
     // SAFETY: the contract of DispatchAcrossArgs, passed on.
     unsafe { across::<false>(&args, send::plain::<false, true>, forward::plain::<false>, expand::nothing) }
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn by_expert_across_bulk(args: DispatchAcrossArgs) {
     // SAFETY: the contract of DispatchAcrossArgs, passed on.
     unsafe { across::<true>(&args, send::bulk::<true, true>, forward::bulk::<true>, expand::bulk) }
 }
 
+#[inline(always)]
 unsafe fn by_expert_across_plain(args: DispatchAcrossArgs) {
     // SAFETY: the contract of DispatchAcrossArgs, passed on.
     unsafe { across::<true>(&args, send::plain::<true, true>, forward::plain::<true>, expand::plain) }

@@ -13,7 +13,7 @@ use crate::throughput::dispatch::{Block, SIDE_BYTES};
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::throughput::send::written;
 use crate::throughput::send::{Beside, Companions, for_each_route, rank_of, row_of};
-use crate::wire::{CHUNK, MAX_SIDES, NO_ROUTE, Phase};
+use crate::wire::{CHUNK, MAX_LANES, MAX_SIDES, NO_ROUTE, Phase};
 
 /// Copies rows by 16-byte loads and stores.
 ///
@@ -127,15 +127,21 @@ unsafe fn forward<const BY_EXPERT: bool>(
         let worker = thread::warp_index() * thread::grid_size() + thread::block_index();
         let walk: Walk<_, BY_EXPERT> = Walk::new(tokens, shape.far_nodes(), link.lanes, worker, workers);
         let inbox = exchange.own().offset(exchange.arena.far_inbox);
+        let mut came_by = u32::MAX;
         for (far, first, end) in walk {
-            let came = lanes.wait(far, lane_of(link, first), Phase::Messages);
-            if warp::ballot(warp::ALL, came) != warp::ALL {
-                block.give_up();
-                return;
+            let lane = lane_of(link, first);
+            // What comes one after the other mostly comes by the same lane.
+            if came_by != far * MAX_LANES + lane {
+                came_by = far * MAX_LANES + lane;
+                let came = lanes.wait(far, lane, Phase::Messages);
+                if warp::ballot(warp::ALL, came) != warp::ALL {
+                    block.give_up();
+                    return;
+                }
+                // Hands the messages, which the flag released, to the copy engine.
+                #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+                bulk::fence_proxy_async();
             }
-            // Hands the messages, which the flag released, to the copy engine.
-            #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
-            bulk::fence_proxy_async();
             for token in first..end {
                 let number = far * shape.tokens + token;
                 let message = Message::nth(shape, inbox, number);
