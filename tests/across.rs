@@ -17,7 +17,7 @@ use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxyStatistic
 use tokenrail::oracle::{self, Gate, Placement, Router};
 use tokenrail::{
     Backend, Config, Element, Error, Exchange, ExpertMajor, Group, Half, Input, Internode, LowLatency,
-    Member, Output, Overflow, Received, Stream, Transport, Via,
+    Member, Output, Overflow, Received, Stream, Via,
 };
 
 fn loopback(ordered: bool) -> Internode {

@@ -210,17 +210,16 @@ pub struct Shared {
     pub ends: u32,
     /// u64 words, address and offset in the arena `[side]`.
     pub sides: u32,
-    /// u32 `[near rank, far node]`: first row there of the tokens of that node's rank of this rail. This and the next with
-    /// other nodes.
+    /// mbarriers `[buffer]`.
+    pub barriers: u32,
+    /// Bytes `[buffer, stage_bytes]`.
+    pub stages: u32,
+    /// mbarriers `[warp]`, to forward with. This and the next two with other nodes.
+    pub forward_barriers: u32,
+    /// u32 `[near rank, far node]`: first row there of the tokens of that node's rank of this rail.
     pub far_first: u32,
     /// u32 `[far node]`: these ranks' tokens.
     pub far_tokens: u32,
-    /// mbarriers `[buffer]`.
-    pub barriers: u32,
-    /// mbarriers `[warp]`, to forward with. With other nodes.
-    pub forward_barriers: u32,
-    /// Bytes `[buffer, stage_bytes]`.
-    pub stages: u32,
     /// The whole.
     pub bytes: u32,
 }
@@ -241,12 +240,13 @@ impl Shared {
         let starts = experts + 4 * if counted > pairs { counted } else { pairs };
         let ends = starts + 4 * (own + 1);
         let sides = (ends + 4 * own).next_multiple_of(8);
-        let far_first = sides + SIDE_BYTES * MAX_SIDES as u32;
-        let far_tokens = far_first + 4 * shape.near_ranks * shape.far_nodes();
-        let barriers = (far_tokens + 4 * shape.far_nodes()).next_multiple_of(8);
-        let forward_barriers = barriers + 8 * buffers;
+        let barriers = sides + SIDE_BYTES * MAX_SIDES as u32;
+        let stages = (barriers + 8 * buffers).next_multiple_of(128);
+        // Behind the rest, which has nothing to do with other nodes.
+        let forward_barriers = stages + buffers * stage_bytes;
         let forwarding = if shape.is_across() { warps } else { 0 };
-        let stages = (forward_barriers + 8 * forwarding).next_multiple_of(128);
+        let far_first = forward_barriers + 8 * forwarding;
+        let far_tokens = far_first + 4 * shape.near_ranks * shape.far_nodes();
         Self {
             totals,
             base,
@@ -262,7 +262,7 @@ impl Shared {
             barriers,
             forward_barriers,
             stages,
-            bytes: stages + buffers * stage_bytes,
+            bytes: far_tokens + 4 * shape.far_nodes(),
         }
     }
 
