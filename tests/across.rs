@@ -252,6 +252,35 @@ fn ranks_that_follow_different_handles() {
     });
 }
 
+/// Nothing tells the sender of a dispatch that is not combined what became of it, but for the rail's words.
+#[test]
+fn dispatches_that_are_not_combined() {
+    for ordered in [true, false] {
+        let options = LoopbackOptions { ordered, delay_ns: 0..=60_000, ..LoopbackOptions::default() };
+        let via = Via::Loopback(Network::new(options));
+        let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
+        let internode = Some(Internode { arrival, lanes: 3, ..Internode::new(via) });
+        let config = Config { internode, ..small(ordered) };
+        on_ranks(&config, 4, 5, |member| {
+            let mut exchange = Exchange::new(member, &config).unwrap();
+            let gpu = exchange.gpu().clone();
+            let stream = gpu.stream().unwrap();
+            let ids = gpu.upload(&EVERYWHERE).unwrap();
+            let rows = [1.0, 2.0, 3.0, 4.0].map(|value| [bf16::from_f32(value); 12 * 64]);
+            let rows = rows.map(|rows| gpu.upload(&rows).unwrap());
+            meet(&exchange);
+            for (value, x) in (1u8..).zip(rows.iter().cycle().take(16)) {
+                let received = exchange.dispatch(&stream, &Input::new(x, &ids, &ids, 12)).unwrap();
+                let came: Vec<bf16> = gpu.download(&stream, received.x(), 24 * 64).unwrap();
+                let want = bf16::from_f32(f32::from((value - 1) % 4 + 1));
+                assert!(came.iter().all(|&value| value == want), "dispatch {value}");
+            }
+            exchange.finish(&stream).unwrap();
+            meet(&exchange);
+        });
+    }
+}
+
 #[test]
 fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
     let (mut late, mut right) = (0, 0);

@@ -167,6 +167,7 @@ fn fit(limits: Limits, shape: Shape, settings: Settings, mut calls: Calls, seed:
 }
 
 /// The case, with its ranks, of which there are two then at least, on nodes of fewer: `choice` says of how many.
+#[allow(dead_code, reason = "not all tests have nodes")]
 pub fn on_nodes_of_fewer(case: Case, choice: usize, internode: Internode) -> Case {
     let ranks = case.tokens[0].len().max(2);
     let sizes: Vec<_> = (1..ranks).filter(|per_node| ranks.is_multiple_of(*per_node)).collect();

@@ -75,6 +75,22 @@ unsafe fn resolve<const ACROSS: bool>(block: &Block, token: u32) -> u64 {
     }
 }
 
+/// Whether a token goes to a rank of this node. Whether there is room for it does not matter.
+#[inline(always)]
+unsafe fn goes_near(block: &Block, token: u32) -> bool {
+    let args = block.args;
+    let exchange = &args.exchange;
+    let shape = &exchange.shape;
+    let ids = if args.cached != 0 { exchange.handle(exchange.handle.topk_idx) } else { args.topk_idx };
+    let mut goes = false;
+    for slot in 0..shape.topk {
+        // SAFETY: the contract of DispatchArgs; the token is one of the block's.
+        let expert = unsafe { mem::load_u32(ids.word(token * shape.topk + slot)) };
+        goes |= expert < shape.experts && block.is_near(expert / shape.experts_per_rank());
+    }
+    goes
+}
+
 /// The lanes' kept routes without gaps, in the same order: on lane n the nth of them.
 #[inline(always)]
 fn close_up(route: u64, keep: bool) -> u64 {
@@ -455,7 +471,10 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let driver = thread::lane() == 0;
     // The next piece to load, and its buffer.
     let mut ahead = Walk::new::<BY_EXPERT>(block);
-    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.next(), 0, 0);
+    // A row that goes to other nodes alone is not loaded.
+    // SAFETY: the contract of DispatchArgs.
+    let is_loaded = |token: u32| !ACROSS || unsafe { goes_near(block, token) };
+    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.find(|&token| is_loaded(token)), 0, 0);
     let mut load_next = || {
         let Some(token) = ahead_token else { return };
         let offset = token as u64 * row_bytes as u64 + (ahead_piece * stage_bytes) as u64;
@@ -469,7 +488,7 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
         ahead_piece += 1;
         if ahead_piece == pieces {
             ahead_piece = 0;
-            ahead_token = ahead.next();
+            ahead_token = ahead.find(|&token| is_loaded(token));
         }
     };
 
@@ -490,7 +509,7 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
         // SAFETY: the contract of DispatchArgs.
         let (route, companions) =
             unsafe { (resolve::<ACROSS>(block, token), Companions::load::<BY_EXPERT>(block, token)) };
-        for piece in 0..pieces {
+        for piece in 0..if is_loaded(token) { pieces } else { 0 } {
             if driver {
                 // The buffer to load next is the one that the last piece's stores read.
                 bulk::wait_read();
