@@ -17,7 +17,7 @@ use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxyStatistic
 use tokenrail::oracle::{self, Gate, Placement, Router};
 use tokenrail::{
     Backend, Config, Element, Error, Exchange, ExpertMajor, Group, Half, Input, Internode, LowLatency,
-    Member, Output, Overflow, Received, Stream, Via,
+    Member, Output, Overflow, Received, Routing, Stream, Tokens, Via,
 };
 
 fn loopback(ordered: bool) -> Internode {
@@ -170,6 +170,20 @@ fn exchange_once(exchange: &mut Exchange, stream: &Stream, topk_idx: &[i32]) -> 
     Ok(sums.chunks(hidden).map(|row| row[hidden - 1].to_f32()).collect())
 }
 
+/// Dispatches as many tokens as the device says.
+fn exchange_counted(exchange: &mut Exchange, stream: &Stream, tokens: u32) -> Result<(), Error> {
+    let gpu = exchange.gpu().clone();
+    let (x, ids) = (gpu.upload(&[bf16::ONE; 12 * 64])?, gpu.upload(&EVERYWHERE)?);
+    let tokens = gpu.upload(&[tokens])?;
+    let routing = Routing::New {
+        topk_idx: ids.view(),
+        topk_weights: ids.view(),
+        tokens: Tokens::Device(tokens.view()),
+    };
+    exchange.dispatch(stream, &Input { routing, ..Input::new(&x, &ids, &ids, 0) })?;
+    exchange.finish(stream)
+}
+
 fn give_back(
     exchange: &mut Exchange,
     stream: &Stream,
@@ -214,6 +228,12 @@ fn what_all_ranks_refuse_leaves_the_exchange_usable() {
                 let full = if rank == 0 { [6; 14] } else { [7; 14] };
                 match exchange_once(&mut exchange, &stream, &full) {
                     Err(Error::Capacity { rank: 3, rows: 28, capacity: 24 }) => {}
+                    other => panic!("rank {rank}, round {round}: {other:?}"),
+                }
+                // More tokens than there is room for, which only the device knows.
+                match exchange_counted(&mut exchange, &stream, if rank == 2 { 13 } else { 12 }) {
+                    Err(Error::TokenCount { tokens: 13, limit: 12 }) if rank == 2 => {}
+                    Err(Error::PeerInput { peer: 2 }) if rank != 2 => {}
                     other => panic!("rank {rank}, round {round}: {other:?}"),
                 }
                 let sums = exchange_once(&mut exchange, &stream, &EVERYWHERE).unwrap();

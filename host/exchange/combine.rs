@@ -14,6 +14,10 @@ impl Exchange {
     /// Sums, for each token of that dispatch, what the ranks it went to have left in [`Received::outputs`], into
     /// `combined`: bf16 or f16 `[tokens, hidden]`. A token that went nowhere gives zeros.
     ///
+    /// Sums are f32, by ascending rank, and rounded once. What another node holds of a token, where it is reached through
+    /// [`Config::internode`](crate::Config::internode), is summed and rounded there first:
+    /// [`combine_on_nodes`](crate::oracle::combine_on_nodes) has the same arithmetic.
+    ///
     /// # Errors
     /// As [`Exchange::combine_with`].
     pub fn combine(
