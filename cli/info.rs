@@ -46,9 +46,10 @@ fn devices() -> String {
         Ok(devices) => devices,
         Err(error) => return format!("GPUs        none: {error}\n"),
     };
+    let peermem = std::path::Path::new("/sys/module/nvidia_peermem").exists();
     let lines = devices.iter().map(|device| {
         format!(
-            "GPU {:<8}{}, sm_{}, {} SMs, {} KiB of shared memory a block, {} GiB of memory{}\n",
+            "GPU {:<8}{}, sm_{}, {} SMs, {} KiB of shared memory a block, {} GiB of memory{}; NICs reach it by {}\n",
             device.ordinal,
             device.name,
             device.capability,
@@ -56,6 +57,12 @@ fn devices() -> String {
             device.shared_bytes >> 10,
             device.memory >> 30,
             if device.bulk_copy { ", bulk copies" } else { "" },
+            match (device.dma_buf, peermem) {
+                (true, true) => "dma-buf or nvidia_peermem",
+                (true, false) => "dma-buf",
+                (false, true) => "nvidia_peermem",
+                (false, false) => "the host's memory alone: no dma-buf, no nvidia_peermem",
+            },
         )
     });
     lines.collect()

@@ -11,6 +11,7 @@ mod latency;
 mod measure;
 mod meet;
 mod progress;
+mod proxy;
 mod rank;
 mod reference;
 mod report;
@@ -60,6 +61,12 @@ enum Command {
     /// `run` and `sweep` take the file as --tuning; a program loads it with `Tuning::load`.
     #[command(args_override_self = true)]
     Tune(Box<sweep::args::TuneArgs>),
+    /// Time the ring of commands and the proxy that serves it, as used between nodes, without a NIC
+    ///
+    /// Commands are put into the ring by the host, or by a kernel; writes go to memory of the host. A round trip is from a
+    /// kernel's command to its sight of the word that was written for it. Figures of the emulator say nothing.
+    #[command(args_override_self = true)]
+    Proxy(proxy::ProxyArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
 }
@@ -70,6 +77,7 @@ fn main() -> ExitCode {
         Command::Sweep(args) => sweep::sweep(&args),
         Command::Latency(args) => latency::latency(&args),
         Command::Tune(args) => tune::tune(&args),
+        Command::Proxy(args) => proxy::proxy(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)

@@ -16,12 +16,12 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Allocates this rank's arena, zeroed, and learns the others'. All ranks call it together.
+    /// Shares this rank's arena, zeroed, and learns the others'. All ranks call it together.
     ///
     /// # Errors
-    /// [`Error::Device`] without enough memory, [`Error::Rendezvous`] if a rank does not come.
-    pub fn new(member: &Member, bytes: u64, timeout: Duration) -> Result<Self, Error> {
-        let own = Arc::new(member.gpu().alloc_zeroed(bytes as usize)?);
+    /// [`Error::Rendezvous`] if a rank does not come.
+    pub fn new(member: &Member, own: Buffer, timeout: Duration) -> Result<Self, Error> {
+        let own = Arc::new(own);
         let near = member.gather_near(own, "sharing of the arenas", timeout)?;
         let (rank, ranks) = (member.rank(), member.ranks());
         Ok(Self { near, first: rank - rank % member.ranks_per_node(), rank, ranks })

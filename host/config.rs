@@ -4,7 +4,7 @@ mod internode;
 mod low_latency;
 
 pub(crate) use internode::LinkPlan;
-pub use internode::{Internode, Via};
+pub use internode::{ArenaMemory, Internode, Via};
 pub(crate) use low_latency::BatchPlan;
 pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
 

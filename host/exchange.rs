@@ -15,7 +15,7 @@ pub use layout::Layout;
 pub use received::{ByExpert, Counts, Handle, Received};
 
 use crate::arena::Arena;
-use crate::config::Plan;
+use crate::config::{ArenaMemory, Plan};
 use crate::fabric::ProxyStatistics;
 use crate::gpu::{Buffer, Gpu, Grid, HostBuffer, Stream};
 use crate::{Config, Error, Event, Member};
@@ -133,7 +133,13 @@ impl Exchange {
             .collect::<Result<Vec<_>, Error>>();
         let batches = Buffers::all(gpu, &plan);
         let communication = gpu.stream();
-        let arena = Arena::new(&member, plan.arena_bytes(), patience)?;
+        let prepared = link::prepare(&member, config, &plan);
+        let (own, end) = if plan.link.is_some() {
+            link::agree(&member, prepared, "making of the fabric", patience)?
+        } else {
+            prepared?
+        };
+        let arena = Arena::new(&member, own, patience)?;
         let (workspace, flights, batches) = (workspace?, flights?, batches?);
         let communication = communication?;
         for flight in 0..config.in_flight {
@@ -143,7 +149,7 @@ impl Exchange {
             gpu.write(workspace.part(at, 8 * shape.ranks as u64), &peers)?;
         }
         low_latency::write_peers(gpu, &plan, &workspace, &arena)?;
-        let link = Link::new(&member, config, &plan, &arena, &workspace, patience)?;
+        let link = Link::new(&member, config, &plan, &arena, &workspace, end, patience)?;
         Ok(Self {
             link,
             config: config.clone(),
@@ -227,6 +233,11 @@ impl Exchange {
     pub fn local_experts(&self) -> u32 {
         let shape = &self.plan.shape;
         shape.experts.saturating_sub(self.first_expert()).min(shape.experts_per_rank())
+    }
+
+    /// Where this rank's arena lies: `Device` or `Host`.
+    pub fn arena_memory(&self) -> ArenaMemory {
+        if self.arena.own().is_on_host() { ArenaMemory::Host } else { ArenaMemory::Device }
     }
 
     /// What this rank's proxy has done; `None` if there is none, as all ranks are on one node.

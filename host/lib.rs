@@ -17,8 +17,8 @@ pub mod workload;
 pub use tokenrail_device as device;
 
 pub use config::{
-    CombineFormat, Config, DispatchFormat, Element, ExpertMajor, Half, Internode, LowLatency, Overflow,
-    ScaleLayout, Summation, Via, bytes_for,
+    ArenaMemory, CombineFormat, Config, DispatchFormat, Element, ExpertMajor, Half, Internode, LowLatency,
+    Overflow, ScaleLayout, Summation, Via, bytes_for,
 };
 pub use error::Error;
 pub use exchange::low_latency;

@@ -511,6 +511,19 @@ fn without_gpus_their_backend_says_so() {
 }
 
 #[test]
+fn proxy_measures_ring_and_thread() {
+    let output = tokenrail("proxy --repeat 1");
+    let out = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{out}");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines.len() == 3 && lines[1].starts_with("by the host"), "{out}");
+    // The emulator's round trip is in virtual time, and takes some.
+    let trip = lines[2].split_whitespace().nth(5).and_then(|trip| trip.parse::<f64>().ok());
+    assert!(trip.is_some_and(|trip| trip > 0.0), "{out}");
+    fails(&tokenrail("proxy --repeat 0"), 2, &["--repeat"]);
+}
+
+#[test]
 fn info_tells_what_there_is() {
     let output = tokenrail("info --no-measure");
     let out = text(&output.stdout);

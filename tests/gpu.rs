@@ -296,6 +296,11 @@ fn low_latency_across_nodes() {
                 batches::check(&batches::Case { halves, order, ..case }, backend);
             }
         }
+        // As where NICs do not reach the GPU's memory.
+        let options = LoopbackOptions { device_memory: false, ..LoopbackOptions::default() };
+        let internode = Internode::new(Via::Loopback(Network::new(options)));
+        let config = network::on_nodes(batches::config(64, 4, 2048, LowLatency::new(32)), 1, internode);
+        batches::check(&batches::Case::new(config, &[&[32, 32], &[32, 1]]), backend);
         let mut runner = TestRunner::deterministic();
         let limits = batches::Limits { ranks: 3, tokens: 60, sixteens: 450, batches: 4, sms: 16 };
         for _ in 0..10 {

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxySpeed};
 use tokenrail::low_latency::{Input, Rows, Sums};
 use tokenrail::{
-    Backend, CombineFormat, Config, DispatchFormat, Error, Exchange, Group, Internode, LowLatency, Member,
-    Summation, Via,
+    ArenaMemory, Backend, CombineFormat, Config, DispatchFormat, Error, Exchange, Group, Internode,
+    LowLatency, Member, Summation, Via,
 };
 
 fn loopback(ordered: bool) -> Internode {
@@ -32,6 +32,31 @@ fn low_latency_between_two_nodes_of_one_rank() {
         let config = on_nodes(config(8, 2, 64, LowLatency::new(9)), 1, loopback(ordered));
         check(&Case::new(config, &[&[9, 5]]), &Backend::emulator(1));
     }
+}
+
+#[test]
+fn an_arena_in_the_hosts_memory() {
+    let internode = Internode { memory: ArenaMemory::Host, ..loopback(true) };
+    let config = on_nodes(config(8, 2, 64, LowLatency::new(4)), 1, internode);
+    let members = Group::on_nodes(2, 1, &Backend::emulator(1)).unwrap();
+    std::thread::scope(|scope| {
+        for member in members {
+            let config = &config;
+            scope.spawn(move || {
+                let before = member.gpu().allocated_bytes();
+                let gpu = member.gpu().clone();
+                let exchange = Exchange::new(member, config).unwrap();
+                assert_eq!(exchange.arena_memory(), ArenaMemory::Host);
+                // What is the device's is the workspace alone.
+                let all = tokenrail::bytes_for(config, 2).unwrap();
+                assert!(gpu.allocated_bytes() - before < all / 2, "{all}");
+                exchange.all_gather((), "the end", Duration::from_secs(60)).unwrap();
+            });
+        }
+    });
+    let internode = Internode { memory: ArenaMemory::Host, ..loopback(false) };
+    let config = on_nodes(self::config(8, 2, 64, LowLatency::new(9)), 1, internode);
+    check(&Case::new(config, &[&[9, 5], &[3, 9]]), &Backend::emulator(1));
 }
 
 #[test]

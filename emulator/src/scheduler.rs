@@ -102,6 +102,8 @@ pub struct Scheduler<'m> {
     /// Of the actors: when the next of them does something by itself, and whether memory may change from outside.
     next_act_ns: u64,
     is_open: bool,
+    /// When it was last looked whether something has come from outside, if nothing has run since.
+    glanced: Option<Instant>,
     pub copies: Vec<Copy>,
     /// Buffers of copies that are done.
     spare: Vec<Vec<u8>>,
@@ -133,6 +135,7 @@ impl<'m> Scheduler<'m> {
             idle_moves: 0,
             next_act_ns: u64::MAX,
             is_open: false,
+            glanced: None,
             copies: Vec::new(),
             spare: Vec::new(),
             resident: vec![0; devices],
@@ -303,6 +306,7 @@ impl<'m> Scheduler<'m> {
                     }
                     return Step::Stuck;
                 }
+                (*this).glanced = None;
                 let chosen = (*this).random.below(runnable);
                 let at = (&(*this).runnable)[chosen];
                 Self::step_warp(this, at);
@@ -507,9 +511,12 @@ impl<'m> Scheduler<'m> {
     fn pass_deadline(&mut self) {
         if self.shared.actors.count() != 0 {
             if self.is_open {
-                let since = Instant::now();
+                // Also for how long it has taken to look, if nothing has run since.
+                let since = self.glanced.take().unwrap_or_else(Instant::now);
                 std::thread::sleep(GLANCE);
-                self.now_ns += since.elapsed().as_nanos() as u64;
+                let now = Instant::now();
+                self.now_ns += now.duration_since(since).as_nanos() as u64;
+                self.glanced = Some(now);
                 self.stored();
                 return self.poll();
             }

@@ -41,6 +41,18 @@ impl Via {
     }
 }
 
+/// Where the arena lies that NICs read and write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ArenaMemory {
+    /// In the GPU's memory if the fabric can register that, by dma-buf or `nvidia_peermem`; else in the host's.
+    #[default]
+    Best,
+    /// In the GPU's memory, or not at all.
+    Device,
+    /// In pinned memory of the host, which kernels reach over PCIe. Slower, also between GPUs of a node; works with any NIC.
+    Host,
+}
+
 /// How ranks of other nodes are reached: through a proxy on the host, which serves a ring of commands that kernels write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Internode {
@@ -51,6 +63,8 @@ pub struct Internode {
     pub lanes: u32,
     /// How arrival is told. [`Arrival::Counted`] where connections keep no order.
     pub arrival: Arrival,
+    /// Where the arena lies. [`Exchange::arena_memory`](crate::Exchange::arena_memory) says what was found possible.
+    pub memory: ArenaMemory,
     /// Logarithm of the number of commands that the ring holds, 6 to 20.
     pub ring_log2: u32,
     /// The core that the proxy's thread stays on; of those that the process may use. On the emulator without effect where
@@ -61,7 +75,8 @@ pub struct Internode {
 impl Internode {
     /// One lane, flags behind the bytes, 2^14 commands.
     pub fn new(via: Via) -> Self {
-        Self { via, lanes: 1, arrival: Arrival::default(), ring_log2: 14, core: None }
+        let (arrival, memory) = (Arrival::default(), ArenaMemory::default());
+        Self { via, lanes: 1, arrival, memory, ring_log2: 14, core: None }
     }
 
     /// What ranks must agree on.

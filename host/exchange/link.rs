@@ -1,7 +1,7 @@
 //! An exchange's way to ranks of other nodes: the ring, the proxy that serves it, the fabric that the proxy drives.
 
 use crate::arena::Arena;
-use crate::config::{Internode, LinkPlan, Plan, Via};
+use crate::config::{ArenaMemory, Internode, LinkPlan, Plan, Via};
 use crate::fabric::proxy::{Flags, Proxy, Shared};
 use crate::fabric::ring::Consumer;
 #[cfg(feature = "rdma")]
@@ -30,48 +30,28 @@ pub struct Link {
 }
 
 impl Link {
-    /// Sets it up. All ranks of the group call it together.
+    /// Sets it up, with the fabric that [`prepare`] gave. All ranks of the group call it together.
     pub fn new(
         member: &Member,
         config: &Config,
         plan: &Plan,
         arena: &Arena,
         workspace: &Buffer,
+        fabric: Option<Box<dyn Fabric>>,
         patience: Duration,
     ) -> Result<Option<Self>, Error> {
         let (Some(internode), Some(link)) = (&config.internode, plan.link) else { return Ok(None) };
+        let Some(mut fabric) = fabric else { return Ok(None) };
         let gpu = member.gpu();
+        let node = |rank: u32| rank / link.ranks_per_node;
+        let is_far = |peer: u32| node(peer) != node(member.rank());
+        let address = |peer| if is_far(peer) { fabric.address(peer) } else { Ok(Vec::new()) };
         // Ranks for which something fails still meet the others, who would wait for them otherwise.
-        let prepared = open(member, internode).and_then(|mut fabric| {
-            let view = arena.own().view();
-            // Emulated memory is the host's.
-            let on_device = gpu.description().capability != 0;
-            let memory = Memory { address: view.address(), bytes: view.bytes() as u64, on_device };
-            // SAFETY: the arena outlives the proxy, which has the fabric.
-            unsafe { fabric.register(memory)? };
-            let node = |rank: u32| rank / link.ranks_per_node;
-            let is_far = |peer: u32| node(peer) != node(member.rank());
-            let address = |peer| if is_far(peer) { fabric.address(peer) } else { Ok(Vec::new()) };
-            let addresses = (0..link.ranks).map(address).collect::<Result<Vec<_>, _>>()?;
-            Ok((fabric, addresses))
-        });
-        let (fabric, addresses) = match prepared {
-            Ok((fabric, addresses)) => (Ok(fabric), addresses),
-            Err(error) => (Err(error), Vec::new()),
-        };
-        let all =
-            member.all_gather_bytes(pack(&addresses), "exchange of the fabric's addresses", patience)?;
-        let connected = fabric.and_then(|mut fabric| {
-            fabric.connect(&peers(member.rank(), &link, &all)?)?;
-            Ok(fabric)
-        });
-        let told = vec![connected.is_ok().into()];
-        let all = member.all_gather_bytes(told, "connecting of the fabric", patience)?;
-        let fabric = connected?;
-        if let Some(peer) = all.iter().position(|connected| connected[..] != [1]) {
-            let (call, reason) = ("connecting".into(), format!("rank {peer} could not"));
-            return Err(Error::Fabric { call, reason });
-        }
+        let addresses = (0..link.ranks).map(address).collect::<Result<Vec<_>, _>>();
+        let told = pack(addresses.as_deref().unwrap_or_default());
+        let all = member.all_gather_bytes(told, "exchange of the fabric's addresses", patience)?;
+        let connected = addresses.and_then(|_| fabric.connect(&peers(member.rank(), &link, &all)?));
+        agree(member, connected, "connecting of the fabric", patience)?;
 
         let commands = gpu.alloc_host(link.ring_bytes() as usize)?;
         let words = workspace.part(plan.link_words_offset(), LinkPlan::WORDS_BYTES).address();
@@ -122,6 +102,51 @@ impl Link {
     /// Why the proxy cannot go on, as an error of `rank`.
     pub fn failure(&self, rank: u32) -> Option<Error> {
         Some(self.shared.failure()?.error(rank))
+    }
+}
+
+/// A rank's arena, and the fabric that knows it, where there is one.
+pub fn prepare(
+    member: &Member,
+    config: &Config,
+    plan: &Plan,
+) -> Result<(Buffer, Option<Box<dyn Fabric>>), Error> {
+    let (gpu, bytes) = (member.gpu(), plan.arena_bytes() as usize);
+    let (Some(internode), Some(_)) = (&config.internode, plan.link) else {
+        return Ok((gpu.alloc_zeroed(bytes)?, None));
+    };
+    let mut fabric = open(member, internode)?;
+    let mut register = |arena: Buffer| {
+        // Emulated memory is the host's.
+        let on_device = gpu.description().capability != 0 && !arena.is_on_host();
+        let memory = Memory { address: arena.address().0, bytes: bytes as u64, on_device };
+        // SAFETY: the arena outlives the proxy, which gets the fabric.
+        unsafe { fabric.register(memory) }.map(|_| arena)
+    };
+    let arena = match internode.memory {
+        ArenaMemory::Host => register(gpu.alloc_on_host(bytes)?)?,
+        ArenaMemory::Device => register(gpu.alloc_zeroed(bytes)?)?,
+        ArenaMemory::Best => match register(gpu.alloc_zeroed(bytes)?) {
+            Ok(arena) => arena,
+            // What a GPU's memory cannot be registered for, the host's may.
+            Err(_) => register(gpu.alloc_on_host(bytes)?)?,
+        },
+    };
+    Ok((arena, Some(fabric)))
+}
+
+/// What has come of something on this rank, or that another rank has failed in it. All ranks of the group call it together.
+pub fn agree<T>(
+    member: &Member,
+    outcome: Result<T, Error>,
+    place: &'static str,
+    patience: Duration,
+) -> Result<T, Error> {
+    let all = member.all_gather_bytes(vec![outcome.is_ok().into()], place, patience)?;
+    let outcome = outcome?;
+    match all.iter().position(|well| well[..] != [1]) {
+        Some(peer) => Err(Error::Fabric { call: place.into(), reason: format!("rank {peer} could not") }),
+        None => Ok(outcome),
     }
 }
 

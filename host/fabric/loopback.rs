@@ -24,12 +24,14 @@ pub struct LoopbackOptions {
     pub lose_one_in: u32,
     /// Writes under way on a lane.
     pub depth: u32,
+    /// Whether a GPU's memory can be registered.
+    pub device_memory: bool,
 }
 
 impl Default for LoopbackOptions {
     /// At once, in order, without losses.
     fn default() -> Self {
-        Self { seed: 0, delay_ns: 0..=0, ordered: true, lose_one_in: 0, depth: 256 }
+        Self { seed: 0, delay_ns: 0..=0, ordered: true, lose_one_in: 0, depth: 256, device_memory: true }
     }
 }
 
@@ -73,10 +75,38 @@ struct Queue {
 
 struct Flying {
     due_ns: u64,
-    write: Write,
-    /// What it will fail with.
-    fate: Option<Cause>,
+    payload: Resolved,
+    /// Where it goes.
+    to: u64,
+    immediate: Option<u32>,
+    fate: Fate,
     delivered: bool,
+}
+
+/// What a write carries, where it is.
+#[derive(Clone, Copy)]
+enum Resolved {
+    Bytes { from: u64, bytes: u32 },
+    Word(u64),
+    Nothing,
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy)]
+enum Fate {
+    Arrives,
+    IsRefused,
+    GetsLost,
+}
+
+impl Fate {
+    fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Arrives => None,
+            Self::IsRefused => Some(Cause::Refused),
+            Self::GetsLost => Some(Cause::Unreachable),
+        }
+    }
 }
 
 /// A rank's end of a [`Network`].
@@ -241,30 +271,20 @@ impl Loopback {
             let Some(flying) = queue.writes.get_mut(at).filter(|flying| flying.due_ns <= now_ns) else {
                 break;
             };
-            failed = severed.clone().or_else(|| flying.fate.take());
+            failed = severed.clone().or_else(|| flying.fate.cause());
             if failed.is_some() {
                 break;
             }
             flying.delivered = true;
-            let Write { payload, region, offset, immediate } = flying.write;
-            // All places were checked when it was written.
-            match payload {
-                Payload::Bytes { region: own, offset: from, bytes } => {
-                    let from = place(&self.regions, own, from, bytes.into());
-                    let to = place(&peer.regions, region, offset, bytes.into());
-                    if let (Some(from), Some(to)) = (from, to) {
-                        self.carrier.copy(from, to, bytes.into())?;
-                    }
+            match flying.payload {
+                Resolved::Bytes { from, bytes } => self.carrier.copy(from, flying.to, bytes.into())?,
+                Resolved::Word(value) => {
+                    self.carrier.settle()?;
+                    self.carrier.word(flying.to, value)?;
                 }
-                Payload::Word(value) => {
-                    if let Some(to) = place(&peer.regions, region, offset, 8) {
-                        self.carrier.settle()?;
-                        self.carrier.word(to, value)?;
-                    }
-                }
-                Payload::Nothing => {}
+                Resolved::Nothing => {}
             }
-            if let Some(immediate) = immediate {
+            if let Some(immediate) = flying.immediate {
                 self.carrier.settle()?;
                 let lane = Lane { peer: self.rank, index: lane.index };
                 peer.end.tell(Event::Arrived { lane, immediate });
@@ -289,6 +309,10 @@ impl Loopback {
 
 impl Fabric for Loopback {
     unsafe fn register(&mut self, memory: Memory) -> Result<Region, Error> {
+        if memory.on_device && !self.options.device_memory {
+            let (call, reason) = ("registering memory".into(), "this network takes the host's alone".into());
+            return Err(Error::Fabric { call, reason });
+        }
         self.regions.push(memory);
         lock(&self.own.regions).push(memory);
         Ok(Region(self.regions.len() as u32 - 1))
@@ -336,30 +360,32 @@ impl Fabric for Loopback {
         if self.queues[index].failed {
             return refuse(Cause::Flushed);
         }
-        let bytes: u64 = match write.payload {
+        let (payload, bytes) = match write.payload {
             Payload::Bytes { region, offset, bytes } => {
-                if place(&self.regions, region, offset, bytes.into()).is_none() {
+                let Some(from) = place(&self.regions, region, offset, bytes.into()) else {
                     return refuse(Cause::Local);
-                }
-                bytes.into()
+                };
+                (Resolved::Bytes { from, bytes }, bytes.into())
             }
-            Payload::Word(_) => 8,
-            Payload::Nothing => 0,
+            Payload::Word(value) => (Resolved::Word(value), 8),
+            Payload::Nothing => (Resolved::Nothing, 0),
         };
         let theirs = self.peers[lane.peer as usize].as_ref().map_or(&[][..], |peer| &peer.regions);
-        let is_refused = bytes > 0 && place(theirs, write.region, write.offset, bytes).is_none();
+        let to = place(theirs, write.region, write.offset, bytes);
+        let is_refused = bytes > 0 && to.is_none();
         let one_in = u64::from(self.options.lose_one_in);
         let fate = if is_refused {
-            Some(Cause::Refused)
+            Fate::IsRefused
         } else if one_in > 0 && self.draw(1, one_in) == 1 {
-            Some(Cause::Unreachable)
+            Fate::GetsLost
         } else {
-            None
+            Fate::Arrives
         };
         let (least, most) = (*self.options.delay_ns.start(), *self.options.delay_ns.end());
         let due_ns = self.now_ns + self.draw(least, most);
         let queue = &mut self.queues[index];
-        queue.writes.push_back(Flying { due_ns, write: *write, fate, delivered: false });
+        let (to, immediate) = (to.unwrap_or_default(), write.immediate);
+        queue.writes.push_back(Flying { due_ns, payload, to, immediate, fate, delivered: false });
         if !std::mem::replace(&mut queue.is_busy, true) {
             self.busy.push(index);
         }

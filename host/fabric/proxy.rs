@@ -161,6 +161,11 @@ pub struct Proxy {
     /// Since when the next command waits for room.
     blocked_since_ns: Option<u64>,
     under_way: u64,
+    /// In this step: writes, and their bytes.
+    posted: u64,
+    bytes: u64,
+    /// Steps in which there was something to carry out.
+    steps: u32,
 }
 
 /// An operation as its receiver counts it.
@@ -194,6 +199,8 @@ impl Immediate {
 
 /// Most commands of a step, between two looks at what has happened.
 const AT_ONCE: u32 = 64;
+/// How rarely it looks how many commands wait behind those of a step.
+const STEPS_PER_LOOK: u32 = 16;
 /// How long a proxy that goes sends what is still in its ring.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -215,6 +222,9 @@ impl Proxy {
             failed: vec![false; lanes],
             blocked_since_ns: None,
             under_way: 0,
+            posted: 0,
+            bytes: 0,
+            steps: 0,
         };
         (proxy, shared)
     }
@@ -295,7 +305,7 @@ impl Proxy {
         let write = match command {
             Command::Put { channel, from, at, bytes, .. } => {
                 *sent += 1;
-                self.shared.add(Counter::Bytes, bytes.into());
+                self.bytes += u64::from(bytes);
                 let payload = Payload::Bytes { region, offset: from, bytes };
                 Write { payload, region, offset: at, immediate: counted.then(|| told(channel, None)) }
             }
@@ -314,10 +324,7 @@ impl Proxy {
             }
         };
         match self.fabric.write(lane, &write) {
-            Ok(()) => {
-                self.shared.add(Counter::Posted, 1);
-                self.under_way += 1;
-            }
+            Ok(()) => self.posted += 1,
             Err(Error::Link { cause, .. }) => self.lost(lane, cause),
             Err(error) => self.shared.fail(Failure::Fabric(error.to_string())),
         }
@@ -348,9 +355,15 @@ impl Proxy {
         }
         if served > 0 {
             self.consumer.tell();
-            let waiting = u64::from(served) + self.consumer.waiting();
+            self.steps = self.steps.wrapping_add(1);
+            // To look ahead means to fetch lines that a GPU has just written: not often.
+            let ahead = if self.steps.is_multiple_of(STEPS_PER_LOOK) { self.consumer.waiting() } else { 0 };
+            let waiting = u64::from(served) + ahead;
             self.shared.counters[Counter::HighWater as usize].fetch_max(waiting, Ordering::Relaxed);
             self.shared.add(Counter::Taken, served.into());
+            self.under_way += self.posted;
+            self.shared.add(Counter::Posted, std::mem::take(&mut self.posted));
+            self.shared.add(Counter::Bytes, std::mem::take(&mut self.bytes));
             if let Err(error) = self.fabric.flush() {
                 self.shared.fail(Failure::Fabric(error.to_string()));
             }

@@ -6,6 +6,9 @@ use tokenrail_device::gpu::mem::Quad;
 use tokenrail_device::internode::command::Command;
 use tokenrail_device::internode::ring::Ring;
 
+/// How many places ahead lines are fetched.
+const AHEAD: u64 = 48;
+
 /// Takes commands out of a ring, in their order.
 pub struct Consumer {
     /// The places, as pairs of u64.
@@ -65,6 +68,23 @@ impl Consumer {
     /// Goes on to the one after.
     pub fn take(&mut self) {
         self.taken += 1;
+        // At the beginning of a line.
+        if self.taken.is_multiple_of(4) {
+            self.fetch(self.taken + AHEAD);
+        }
+    }
+
+    /// Has the line of a place on its way: a GPU's writes are not in this core's cache.
+    fn fetch(&self, place: u64) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let at = self.commands + 16 * (place & ((1 << self.log2) - 1));
+            // SAFETY: prefetching is allowed at any address; this is one of the ring.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(with_exposed_provenance_mut::<i8>(at as usize)) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = place;
     }
 
     /// Tells kernels that wait for room.

@@ -114,6 +114,7 @@ fn describe(ordinal: usize, ranks: u32) -> Result<Description, Error> {
         name: device.name().map_err(refused("cuDeviceGetName"))?,
         ordinal,
         pci: Some(pci(ordinal)?),
+        dma_buf: attribute(ordinal, driver::DMA_BUF_SUPPORTED)? != 0,
         capability,
         multiprocessors: attribute(ordinal, driver::MULTIPROCESSORS)?,
         shared_bytes: attribute(ordinal, driver::SHARED_BYTES)?,

@@ -22,6 +22,8 @@ pub const PCI_BUS: c_int = 33;
 pub const PCI_DEVICE: c_int = 34;
 /// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`.
 pub const PCI_DOMAIN: c_int = 50;
+/// `CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED`.
+pub const DMA_BUF_SUPPORTED: c_int = 124;
 /// `CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD`.
 #[cfg(feature = "rdma")]
 pub const DMA_BUF_FD: c_int = 1;

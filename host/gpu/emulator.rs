@@ -47,6 +47,7 @@ pub fn open(options: &Options, ranks: u32, near: u32) -> Result<Vec<Gpu>, Error>
                 name: "emulated GPU".into(),
                 ordinal,
                 pci: None,
+                dma_buf: false,
                 capability: 0,
                 multiprocessors: options.resident_blocks,
                 shared_bytes: options.shared_bytes_per_block as u32,

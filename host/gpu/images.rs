@@ -75,6 +75,7 @@ mod tests {
             name: "a GPU".into(),
             ordinal: 0,
             pci: None,
+            dma_buf: false,
             capability,
             multiprocessors: 1,
             shared_bytes: 0,

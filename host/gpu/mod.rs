@@ -90,6 +90,8 @@ pub struct Description {
     pub ordinal: usize,
     /// Where it is on the PCI bus, such as `0000:17:00.0`; `None` for the emulator.
     pub pci: Option<String>,
+    /// Whether the driver hands its memory to NICs as a dma-buf.
+    pub dma_buf: bool,
     /// Compute capability: 90 for sm_90. 0 for the emulator, which has every instruction.
     pub capability: u32,
     /// Streaming multiprocessors.
@@ -123,11 +125,12 @@ pub struct Grid {
 #[derive(Clone)]
 pub struct Gpu(Arc<Core>);
 
-/// Memory of one GPU. Freed when dropped.
+/// Memory of one GPU, or of the host where the GPU reaches it. Freed when dropped.
 pub struct Buffer {
     core: Arc<Core>,
     address: u64,
     bytes: usize,
+    on_host: bool,
 }
 
 /// Memory that the host and a GPU share. Freed when dropped.
@@ -176,7 +179,13 @@ impl Gpu {
     pub fn alloc(&self, bytes: usize) -> Result<Buffer, Error> {
         let address = self.0.device.alloc(bytes)?;
         self.0.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
-        Ok(Buffer { core: self.0.clone(), address, bytes })
+        Ok(Buffer { core: self.0.clone(), address, bytes, on_host: false })
+    }
+
+    /// Pinned memory of the host, full of zeros, that all GPUs of this process reach.
+    pub(crate) fn alloc_on_host(&self, bytes: usize) -> Result<Buffer, Error> {
+        let address = self.0.device.alloc_host(bytes)?;
+        Ok(Buffer { core: self.0.clone(), address, bytes, on_host: true })
     }
 
     /// Device memory that this rank has now: the sum of the sizes that its live buffers were asked for, an exchange's
@@ -406,6 +415,11 @@ impl Buffer {
         View { address: self.address(), bytes: self.bytes }
     }
 
+    /// Whether it is the host's.
+    pub(crate) fn is_on_host(&self) -> bool {
+        self.on_host
+    }
+
     /// The part from byte `offset` on.
     pub(crate) fn part(&self, offset: u64, bytes: u64) -> View {
         View { address: self.address().offset(offset), bytes: bytes as usize }
@@ -420,6 +434,9 @@ impl From<&Buffer> for View {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.on_host {
+            return self.core.device.free_host(self.address);
+        }
         self.core.device.free(self.address);
         self.core.allocated.fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }

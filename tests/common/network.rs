@@ -13,8 +13,13 @@ pub fn on_nodes(config: Config, ranks_per_node: u32, internode: Internode) -> Co
 pub fn networks() -> impl Strategy<Value = Internode> {
     let parts = (any::<bool>(), any::<u16>(), 0u64..20_000, 1u32..5, 1u32..40);
     parts.prop_map(|(ordered, seed, delay_ns, lanes, depth)| {
-        let options =
-            LoopbackOptions { seed: seed.into(), delay_ns: 0..=delay_ns, ordered, depth, lose_one_in: 0 };
+        let options = LoopbackOptions {
+            seed: seed.into(),
+            delay_ns: 0..=delay_ns,
+            ordered,
+            depth,
+            ..LoopbackOptions::default()
+        };
         let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
         let via = Via::Loopback(Network::new(options));
         Internode { lanes, arrival, ring_log2: 6, ..Internode::new(via) }
