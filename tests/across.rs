@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxyStatistics};
 use tokenrail::oracle::{self, Gate, Placement, Router};
 use tokenrail::{
-    Backend, Config, Element, Error, Exchange, ExpertMajor, Group, Half, Input, Internode, LowLatency,
-    Member, Output, Overflow, Received, Routing, Stream, Tokens, Via,
+    ArenaMemory, Backend, Config, Element, Error, Exchange, ExpertMajor, Group, Half, Input, Internode,
+    LowLatency, Member, Output, Overflow, Received, Routing, Stream, Tokens, Via,
 };
 
 fn loopback(ordered: bool) -> Internode {
@@ -354,6 +354,14 @@ fn work(config: &Config, rounds: u32, each: impl Fn(u32, u32) + Sync) -> Vec<Res
 
 fn all_well(outcomes: &[Result<(), (u32, Error)>]) {
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+}
+
+#[test]
+fn an_arena_in_the_hosts_memory() {
+    for ordered in [true, false] {
+        let internode = Internode { memory: ArenaMemory::Host, ..loopback(ordered) };
+        all_well(&work(&Config { internode: Some(internode), ..small(ordered) }, 3, |_, _| {}));
+    }
 }
 
 #[test]
