@@ -239,7 +239,7 @@ fn any_case_across_nodes() {
         for choice in 0..number("TOKENRAIL_SOAK", 80).div_ceil(4) {
             let case = common::random::cases(limits).new_tree(&mut runner).unwrap().current();
             let internode = network::networks().new_tree(&mut runner).unwrap().current();
-            let case = common::random::on_nodes_of_fewer(case, choice as usize, internode);
+            let case = common::random::on_nodes_of_fewer(case, choice, internode);
             // Told if it fails.
             println!("{case:?}");
             check(&case, backend);
