@@ -11,6 +11,7 @@ pub use low_latency::{CombineFormat, DispatchFormat, LowLatency, Summation};
 use crate::Error;
 use crate::group::{pack, unpack};
 use std::time::Duration;
+use tokenrail_device::internode::command::MAX_BYTES;
 use tokenrail_device::wire::{ArenaLayout, HandleLayout, MAX_SIDES, SCALE_CHANNELS, Shape, WorkspaceLayout};
 
 /// What a row's elements are when it is dispatched.
@@ -125,7 +126,8 @@ pub struct Config {
     /// Ranks of a node: node n has those from n · `ranks_per_node` on. `None`: all are on one.
     pub ranks_per_node: Option<u32>,
     /// How ranks of other nodes are reached. `None`: all ranks reach each other's memory, whatever nodes they are on.
-    /// So far low-latency calls alone can do otherwise: `tokens` must be 0.
+    /// For dispatch and combine (`tokens` above 0) all nodes must have as many ranks, and `copy_engine` must be off; with
+    /// `tokens` of 0 there are low-latency calls alone.
     pub internode: Option<Internode>,
     /// Whether there are low-latency calls, and how. They share the arena with the others, which take next to nothing
     /// where `tokens` is 0.
@@ -264,7 +266,24 @@ impl Config {
             cap: (self.overflow == Overflow::Cap).into(),
             f16: (self.combined == Half::F16).into(),
             copy_engine: self.copy_engine.into(),
+            near_ranks: self.near_ranks(ranks, ranks_per_node)?,
         })
+    }
+
+    /// Ranks that reach each other's memory in dispatch and combine.
+    fn near_ranks(&self, ranks: u32, ranks_per_node: u32) -> Result<u32, Error> {
+        if self.internode.is_none() || ranks_per_node == ranks || self.tokens == 0 {
+            return Ok(ranks);
+        }
+        if !ranks.is_multiple_of(ranks_per_node) {
+            let limit = format!("with internode and tokens above 0 it must divide {ranks}, the ranks");
+            return Err(refuse("ranks_per_node", ranks_per_node, limit));
+        }
+        if self.copy_engine {
+            let limit = "copy engines do not reach ranks of other nodes: it must be false with internode";
+            return Err(refuse("copy_engine", true, limit));
+        }
+        Ok(ranks_per_node)
     }
 
     /// Bytes of a dispatched row.
@@ -388,6 +407,17 @@ impl Config {
     }
 }
 
+/// Whether a command of the proxy can hold a token's message.
+fn check_message(shape: &Shape) -> Result<(), Error> {
+    let side_bytes: u64 = shape.side_words.iter().map(|&words| 4 * u64::from(words)).sum();
+    let bytes = u64::from(shape.row_bytes) + 4 * u64::from(shape.scales) + side_bytes + 1024;
+    if !shape.is_across() || bytes <= MAX_BYTES.into() {
+        return Ok(());
+    }
+    let limit = format!("with internode, row, scales and sides of a token are at most {MAX_BYTES} bytes");
+    Err(refuse("sides", bytes, limit))
+}
+
 /// Where things lie in the two allocations of an exchange.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
@@ -411,12 +441,10 @@ impl Plan {
         let near_ranks = if config.internode.is_some() { shape.ranks_per_node } else { ranks };
         let depth = config.low_latency.as_ref().map_or(0, |low_latency| low_latency.depth);
         let link = match &config.internode {
-            Some(_) if config.tokens > 0 => {
-                let limit = "with internode, there are low-latency calls alone so far: it must be 0";
-                return Err(refuse("tokens", config.tokens, limit));
-            }
             Some(internode) if near_ranks < ranks => {
-                Some(LinkPlan::new(internode, ranks, near_ranks, depth)?)
+                let flights = if shape.is_across() { config.in_flight } else { 0 };
+                check_message(&shape)?;
+                Some(LinkPlan::new(internode, ranks, near_ranks, depth, flights)?)
             }
             _ => None,
         };
@@ -468,6 +496,11 @@ impl Plan {
     pub fn batch_work_offset(&self, batch: u32) -> u64 {
         let bytes = self.batches.map_or(0, |plan| plan.work.bytes);
         self.handle_offset(self.handles as u32) + u64::from(batch) * bytes
+    }
+
+    /// The first channel of a flight, behind those of the batches.
+    pub fn flight_channel(&self, flight: u32) -> u32 {
+        LinkPlan::flight_channel(self.batches.map_or(0, |plan| plan.depth), flight)
     }
 
     /// Where a flight's part of an arena begins.

@@ -24,6 +24,7 @@ use low_latency::Buffers;
 use staging::{CombineStaging, DispatchStaging};
 use std::sync::Arc;
 use std::time::Duration;
+use tokenrail_device::internode;
 use tokenrail_device::kernel::Kernel;
 use tokenrail_device::wire::{self, Report};
 
@@ -338,6 +339,21 @@ impl Exchange {
             rank: self.rank(),
             flight,
         }
+    }
+
+    /// A flight's way to other nodes, if dispatch and combine have one.
+    fn way(&self, flight: u32) -> Option<internode::Link> {
+        let link = self.link.as_ref().filter(|_| self.plan.shape.is_across())?;
+        Some(link.device_side(self.plan.flight_channel(flight), self.plan.arena_offset(flight)))
+    }
+
+    /// An error where there are low-latency calls alone.
+    fn has_throughput(&self) -> Result<(), Error> {
+        if self.link.is_some() && !self.plan.shape.is_across() {
+            let limit = "with internode and a config of 0 tokens there are low-latency calls alone".into();
+            return Err(Error::Argument { argument: "tokens", value: "0".into(), limit });
+        }
+        Ok(())
     }
 
     /// Launches the variant that this exchange moves rows with.

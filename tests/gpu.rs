@@ -14,7 +14,7 @@ mod streams;
 
 use common::input;
 use common::random::Limits;
-use common::{Calls, Case, Where, check};
+use common::{Back, Calls, Case, Where, check};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::time::Duration;
@@ -208,6 +208,43 @@ fn copy_engines() {
 #[test]
 fn captured_overlapping_and_beside_each_other() {
     on_gpus(common::overlap::check);
+}
+
+/// Ranks are declared to be on two nodes: kernels, ring and proxy are real, and copies of the driver's are the network.
+#[test]
+fn across_nodes() {
+    on_gpus(|backend| {
+        for ordered in [true, false] {
+            let options = LoopbackOptions { ordered, ..LoopbackOptions::default() };
+            let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
+            let internode =
+                Internode { arrival, lanes: 4, ..Internode::new(Via::Loopback(Network::new(options))) };
+            for expert_major in [None, Some(ExpertMajor { alignment: 128, rows: None })] {
+                let config =
+                    Config { expert_major, element: Element::Fp8E4m3, ..Config::new(32, 8, 7168, 300) };
+                let config = network::on_nodes(config, 2, internode.clone());
+                let outputs = if expert_major.is_some() { Where::ByExpert } else { Where::InPlace };
+                let calls = Calls { follow: 1, slots: Back::InPlace, outputs, ..Calls::default() };
+                check(&Case { config, tokens: rounds(4, 300), mask_one_in: 6, seed: 8, calls }, backend);
+            }
+        }
+    });
+}
+
+#[test]
+fn any_case_across_nodes() {
+    on_gpus(|backend| {
+        let limits = Limits { ranks: 4, tokens: 300, eights: 300, rounds: 3, sms: 16 };
+        let mut runner = TestRunner::deterministic();
+        for choice in 0..number("TOKENRAIL_SOAK", 80).div_ceil(4) {
+            let case = common::random::cases(limits).new_tree(&mut runner).unwrap().current();
+            let internode = network::networks().new_tree(&mut runner).unwrap().current();
+            let case = common::random::on_nodes_of_fewer(case, choice, internode);
+            // Told if it fails.
+            println!("{case:?}");
+            check(&case, backend);
+        }
+    });
 }
 
 #[test]

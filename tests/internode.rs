@@ -334,7 +334,14 @@ fn settings_that_cannot_be() {
     };
     assert!(tokenrail::bytes_for(&good(), 2).is_ok());
     let told = [
-        (refusal(|config| config.tokens = 1), "tokens = 1: "),
+        (
+            refusal(|config| (config.tokens, config.copy_engine) = (1, true)),
+            "copy_engine = true: copy engines do not reach",
+        ),
+        (
+            refusal(|config| (config.tokens, config.low_latency.as_mut().unwrap().depth) = (1, 127)),
+            "channels of all batches and dispatches in flight = 258: must be 1 to 256",
+        ),
         (
             refusal(|config| config.internode.as_mut().unwrap().lanes = 0),
             "internode.lanes = 0: must be 1 to 32",

@@ -25,8 +25,8 @@ struct Source {
     completed: usize,
     /// 16-byte loads and stores of rows in global memory.
     quads: [bool; 2],
-    /// Whether it reads and writes packets.
-    packets: bool,
+    /// Whether it reads packets, and whether it writes them or a proxy's commands.
+    packets: [bool; 2],
     /// Warps of a block, at most.
     warps: u32,
 }
@@ -40,9 +40,12 @@ const NOTHING: Source = Source {
     bulk: None,
     completed: 1,
     quads: [false, false],
-    packets: false,
+    packets: [false, false],
     warps: 16,
 };
+
+/// Loops that wait for a place in the ring, for each command that is put into it.
+const RING: usize = 3;
 
 /// `barriers`: 4 in `count`, 1 in `arrive`'s sums of counts, 1 in each of two meetings. `barriers_or`: 1 each in `count`,
 /// `announce` and `arrive`, 2 in `plan`, 1 in each meeting. Flags: `count_flags`, behind counts and behind a handle's
@@ -51,6 +54,32 @@ const DISPATCH: Source = Source { barriers: 7, barriers_or: 7, flags_set: 3, fla
 
 /// Beside that: `barriers`: 1 before `count` places pairs, 2 in `plan`, and no sums of counts. Flags: `chunk_flags`.
 const BY_EXPERT: Source = Source { barriers: 9, flags_set: 4, flags_awaited: 3, ..DISPATCH };
+
+/// Beside that: `barriers`: 1 behind what goes to other nodes of counts and of a handle's name each. `barriers_or`: 1 in
+/// `pack`, 1 in `finish`. Awaited: the own counts and the rail's words in `pack`, others' counts, the rail's messages to
+/// forward them and in `finish`. Commands: both kinds of counts, messages, their signals, words.
+const DISPATCH_ACROSS: Source = Source {
+    barriers: 9,
+    barriers_or: 9,
+    flags_awaited: 2 + 5 + 5 * RING,
+    completed: 2,
+    quads: [true, true],
+    packets: [false, true],
+    ..DISPATCH
+};
+
+/// Complete: what was sent and what was forwarded, each by the chunk and in the end; what was expanded.
+const BY_EXPERT_ACROSS: Source =
+    Source { barriers: 11, flags_set: 5, flags_awaited: 3 + 5 + 5 * RING, completed: 5, ..DISPATCH_ACROSS };
+
+/// Beside `COMBINE`: awaited: all partials in the end, those of a token for its slots and for each of four forms.
+/// Commands: partials of two formats, and their signals there and in the end.
+const COMBINE_ACROSS: Source = Source {
+    flags_awaited: 1 + 1 + 1 + 4 + 5 * RING,
+    quads: [true, true],
+    packets: [false, true],
+    ..COMBINE
+};
 
 /// `barriers`: 1 in the meeting. `barriers_or`: 1 after the wait, 1 in the meeting. Flags: `ready_flags`.
 const COMBINE: Source = Source { barriers: 1, barriers_or: 2, flags_set: 1, flags_awaited: 1, ..NOTHING };
@@ -64,8 +93,18 @@ const LOW_LATENCY_DISPATCH: Source = Source {
     barriers_or: 2 * 3,
     flags_awaited: 2,
     quads: [true, true],
-    packets: true,
+    packets: [true, true],
     ..NOTHING
+};
+
+/// Beside that, for each format: `barriers`: 1 in the meeting, 1 behind the puts. `barriers_or`: 1 in the meeting; once, 1
+/// behind the last wait.
+const LOW_LATENCY_DISPATCH_ACROSS: Source = Source {
+    name: "tokenrail_low_latency_dispatch_across",
+    barriers: 2 * 7 + 1,
+    barriers_or: 2 * 4 + 1,
+    flags_awaited: 45,
+    ..LOW_LATENCY_DISPATCH
 };
 
 /// `barriers`: 1 between the halves, 1 after the receiving one. `barriers_or`: 1 after the wait.
@@ -75,12 +114,40 @@ const LOW_LATENCY_COMBINE: Source = Source {
     barriers_or: 1,
     flags_awaited: 1,
     quads: [true, true],
-    packets: true,
+    packets: [true, true],
     warps: 10,
     ..NOTHING
 };
 
-const KERNELS: [Source; 20] = [
+/// Beside that: `barriers`: 1 in the meeting, 1 behind the puts. `barriers_or`: 1 in the meeting.
+const LOW_LATENCY_COMBINE_ACROSS: Source = Source {
+    name: "tokenrail_low_latency_combine_across",
+    barriers: 4,
+    barriers_or: 2,
+    flags_awaited: 16,
+    ..LOW_LATENCY_COMBINE
+};
+
+const KERNELS: [Source; 31] = [
+    // The flag before a round trip, and behind it; two kinds of commands.
+    Source { name: "tokenrail_commands", flags_awaited: 2 + 2 * RING, packets: [false, true], ..NOTHING },
+    LOW_LATENCY_DISPATCH_ACROSS,
+    LOW_LATENCY_COMBINE_ACROSS,
+    Source { name: "tokenrail_low_latency_combine_fp8_across", warps: 8, ..LOW_LATENCY_COMBINE_ACROSS },
+    Source { name: "tokenrail_low_latency_combine_log10_across", warps: 8, ..LOW_LATENCY_COMBINE_ACROSS },
+    Source { name: "tokenrail_dispatch_across", bulk: Some([true, true]), ..DISPATCH_ACROSS },
+    Source { name: "tokenrail_dispatch_across_plain", warps: 12, ..DISPATCH_ACROSS },
+    Source { name: "tokenrail_dispatch_by_expert_across", bulk: Some([true, true]), ..BY_EXPERT_ACROSS },
+    Source { name: "tokenrail_dispatch_by_expert_across_plain", warps: 12, ..BY_EXPERT_ACROSS },
+    // A token's partials are awaited where its rows are pulled ahead at first, where they are pulled further, and where
+    // they are counted: in each of four forms.
+    Source {
+        name: "tokenrail_combine_across",
+        bulk: Some([true, false]),
+        flags_awaited: COMBINE_ACROSS.flags_awaited + 8,
+        ..COMBINE_ACROSS
+    },
+    Source { name: "tokenrail_combine_across_plain", ..COMBINE_ACROSS },
     LOW_LATENCY_DISPATCH,
     LOW_LATENCY_COMBINE,
     Source { name: "tokenrail_low_latency_combine_fp8", warps: 8, ..LOW_LATENCY_COMBINE },
@@ -241,7 +308,7 @@ fn packets_are_read_and_written_at_once() {
     each_kernel(|what, _, source, kernel| {
         let has = |prefix| kernel.count(prefix) > 0;
         let both = [has("ld.relaxed.sys.global.b128"), has("st.relaxed.sys.global.b128")];
-        assert_eq!(both, [source.packets; 2], "{what}");
+        assert_eq!(both, source.packets, "{what}");
     });
 }
 

@@ -14,6 +14,9 @@ pub const NO_ROUTE: u64 = u64::MAX;
 /// Most side tensors of a token.
 pub const MAX_SIDES: usize = 8;
 
+/// Most lanes to a rank of another node.
+pub const MAX_LANES: u32 = 32;
+
 /// Tokens whose rows are announced together where the receiver goes on with them before the dispatch is complete.
 pub const CHUNK: u32 = 8;
 
@@ -53,6 +56,9 @@ pub struct Shape {
     pub f16: u32,
     /// 1 if arenas have room for rows that copy engines move.
     pub copy_engine: u32,
+    /// Ranks that reach each other's memory: those of a node where others are reached through a proxy, else all. It
+    /// divides `ranks`.
+    pub near_ranks: u32,
 }
 
 /// Where word `word` of row `row` of some scales lies: `row * by_row + word * by_word`, in words.
@@ -85,6 +91,21 @@ impl Shape {
         self.ranks.div_ceil(at_least_one(self.ranks_per_node))
     }
 
+    /// Whether some ranks are reached through a proxy.
+    pub const fn is_across(&self) -> bool {
+        self.near_ranks < self.ranks
+    }
+
+    /// Groups of near ranks beside a rank's own; 0 without a proxy.
+    pub const fn far_nodes(&self) -> u32 {
+        self.ranks / at_least_one(self.near_ranks) - 1
+    }
+
+    /// Most ranks of a node that one token goes to.
+    pub const fn near_width(&self) -> u32 {
+        if self.topk < self.near_ranks { self.topk } else { self.near_ranks }
+    }
+
     /// Most ranks that one token goes to: no more than it has slots.
     pub const fn route_width(&self) -> u32 {
         if self.topk < self.ranks { self.topk } else { self.ranks }
@@ -96,9 +117,9 @@ impl Shape {
     }
 
     /// Words that a rank tells each peer in the count phase: tokens to each rank, [`counts`], tokens to each of the
-    /// peer's experts.
+    /// peer's experts. Whole 16 bytes, in which they go to other nodes.
     pub const fn count_words(&self) -> u32 {
-        self.ranks + counts::FIXED + self.experts_per_rank()
+        (self.ranks + counts::FIXED + self.experts_per_rank()).next_multiple_of(4)
     }
 
     /// Chunks of a full dispatch.
@@ -120,6 +141,40 @@ impl Shape {
     pub const fn scale_words(&self, rows: u32) -> u64 {
         let rows = if self.column_major == 0 { rows } else { rows.next_multiple_of(4) };
         rows as u64 * self.scales as u64
+    }
+}
+
+/// A token on its way to another node: 16 bytes with the epoch, 16 for each slot, scales, side tensors, the row; each
+/// part a multiple of 16 bytes.
+impl Shape {
+    /// Where its scales begin.
+    pub const fn message_scales(&self) -> u32 {
+        16 + 16 * self.topk
+    }
+
+    /// Where its side tensors begin, one behind the other.
+    pub const fn message_sides(&self) -> u32 {
+        self.message_scales() + (4 * self.scales).next_multiple_of(16)
+    }
+
+    /// Where its row begins.
+    pub const fn message_row(&self) -> u32 {
+        let (mut words, mut side) = (0, 0);
+        while side < MAX_SIDES {
+            words += self.side_words[side];
+            side += 1;
+        }
+        self.message_sides() + (4 * words).next_multiple_of(16)
+    }
+
+    /// The whole.
+    pub const fn message_bytes(&self) -> u32 {
+        self.message_row() + self.row_bytes
+    }
+
+    /// Bytes of what comes back of a token from another node: the sum of its rows there, then a word for each slot.
+    pub const fn partial_bytes(&self) -> u32 {
+        self.output_bytes() + (4 * self.topk).next_multiple_of(16)
     }
 }
 
@@ -209,6 +264,19 @@ pub struct ArenaLayout {
     pub outbox: u64,
     /// bf16 or f16 `[rank, token, hidden]`: outputs that copy engines have brought.
     pub inbox: u64,
+    /// u64 `[far node]`: epoch of the last dispatch whose messages that node's rank of this rail has forwarded. This and
+    /// the next five where ranks are reached through a proxy; far nodes are numbered without one's own.
+    pub forwarded: u64,
+    /// u32 `[epoch % 2, peer, count_words]`: counts on their way to ranks of other nodes.
+    pub count_outbox: u64,
+    /// Bytes `[token, message_bytes]`: this rank's tokens on their way to other nodes.
+    pub far_outbox: u64,
+    /// Bytes `[far node, token, message_bytes]`: tokens of the other ranks of this rail.
+    pub far_inbox: u64,
+    /// Bytes `[far node, token, partial_bytes]`: what goes back for these.
+    pub partial_outbox: u64,
+    /// Bytes `[far node, token, partial_bytes]`: what came back for this rank's tokens.
+    pub partial_inbox: u64,
     /// Size of a flight's part.
     pub bytes: u64,
 }
@@ -223,6 +291,9 @@ impl ArenaLayout {
         let (chunks, places) =
             if expert_rows > 0 { (8 * ranks * shape.chunks() as u64, slots) } else { (0, 0) };
         let packed = if shape.copy_engine != 0 { ranks * shape.tokens as u64 } else { 0 };
+        let (across, far) = (shape.is_across() as u64, shape.far_nodes() as u64);
+        let (messages, message) = (far * shape.tokens as u64, shape.message_bytes() as u64);
+        let partials = messages * shape.partial_bytes() as u64;
         let mut regions = Regions(0);
         let mut layout = Self {
             count_flags: regions.take(8 * ranks),
@@ -247,6 +318,12 @@ impl ArenaLayout {
             source_row: regions.take(4 * expert_rows),
             outbox: regions.take(packed * shape.row_bytes as u64),
             inbox: regions.take(packed * shape.output_bytes() as u64),
+            forwarded: regions.take(8 * far),
+            count_outbox: regions.take(across * 2 * ranks * 4 * shape.count_words() as u64),
+            far_outbox: regions.take(across * shape.tokens as u64 * message),
+            far_inbox: regions.take(messages * message),
+            partial_outbox: regions.take(partials),
+            partial_inbox: regions.take(partials),
             bytes: 0,
         };
         let mut side = 0;
@@ -262,6 +339,11 @@ impl ArenaLayout {
     /// a peer that still reads, never two, since the dispatch between needs that peer's rows.
     pub const fn counts_of(&self, shape: &Shape, epoch: u64, source: u32) -> u64 {
         self.counts + ((epoch % 2) * shape.ranks as u64 + source as u64) * 4 * shape.count_words() as u64
+    }
+
+    /// Offset of the counts for `peer`, on another node, of `epoch`. They alternate as those that have arrived do.
+    pub const fn count_outbox_of(&self, shape: &Shape, epoch: u64, peer: u32) -> u64 {
+        self.count_outbox + ((epoch % 2) * shape.ranks as u64 + peer as u64) * 4 * shape.count_words() as u64
     }
 }
 
@@ -299,6 +381,11 @@ pub struct HandleLayout {
     pub places: u64,
     /// i32 `[row, topk]`: expert-major row of each pair, −1 for none. With that form.
     pub positions: u64,
+    /// u32 `[far node]`: tokens of that node's rank of this rail. This and the next with a proxy.
+    pub far_tokens: u64,
+    /// u64 `[far node, token, near_width]`: rank << 32 | row there of its tokens' rows on this node, ascending by rank,
+    /// then [`NO_ROUTE`].
+    pub far_routes: u64,
     /// Size of a handle.
     pub bytes: u64,
 }
@@ -308,6 +395,7 @@ impl HandleLayout {
     pub const fn new(shape: &Shape) -> Self {
         let experts = shape.experts_per_rank() as u64;
         let slots = 4 * shape.topk as u64;
+        let far = shape.far_nodes() as u64;
         let by_expert = if shape.expert_rows > 0 { 1 } else { 0 };
         let mut regions = Regions(0);
         let mut layout = Self {
@@ -326,6 +414,8 @@ impl HandleLayout {
             topk_idx: regions.take(shape.tokens as u64 * slots),
             places: regions.take(by_expert * shape.tokens as u64 * slots),
             positions: regions.take(by_expert * shape.rows as u64 * slots),
+            far_tokens: regions.take(4 * far),
+            far_routes: regions.take(far * shape.tokens as u64 * 8 * shape.near_width() as u64),
             bytes: 0,
         };
         layout.bytes = regions.0;
@@ -356,6 +446,8 @@ pub struct WorkspaceLayout {
     pub block_experts: u64,
     /// u32 `[block, rank]`: tokens to each rank from the blocks before.
     pub block_base: u64,
+    /// u32 `[lane]`: warps that have done their share of a lane. With a proxy.
+    pub lanes_done: u64,
     /// Size of a flight's workspace.
     pub bytes: u64,
 }
@@ -379,6 +471,7 @@ impl WorkspaceLayout {
             block_counts: regions.take(blocks * 4 * (ranks + 1)),
             block_experts: regions.take(blocks * 4 * shape.experts as u64),
             block_base: regions.take(blocks * 4 * ranks),
+            lanes_done: regions.take(shape.is_across() as u64 * 4 * MAX_LANES as u64),
             bytes: 0,
         };
         layout.bytes = regions.0;
@@ -458,6 +551,12 @@ pub enum Phase {
     Parts = 7,
     /// Room in the ring to this rank's own proxy.
     Ring = 8,
+    /// Dispatch: that the peer, on another node, has forwarded what it was sent before.
+    Forwarded = 9,
+    /// Dispatch: the peer's rows for this node.
+    Messages = 10,
+    /// Combine: the peer's sums for this rank's tokens.
+    Partials = 11,
 }
 
 /// What a kernel that gave up tells the host. The first thread to fail writes it.

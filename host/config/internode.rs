@@ -7,6 +7,7 @@ use crate::fabric::verbs::VerbsOptions;
 use crate::fabric::{Arrival, Network};
 use tokenrail_device::internode::command::{MAX_CHANNELS, MAX_LANES, MAX_OFFSET};
 use tokenrail_device::low_latency::batch::channel;
+use tokenrail_device::throughput::across;
 
 /// What moves bytes between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +58,8 @@ pub enum ArenaMemory {
 pub struct Internode {
     /// What moves the bytes.
     pub via: Via,
-    /// Connections to each rank of another node, 1 to 32. What they carry is shared out by token.
+    /// Connections to each rank of another node, 1 to 32. What they carry is shared out by token; dispatch and combine go
+    /// on with what came by one while the next brings more.
     pub lanes: u32,
     /// How arrival is told. [`Arrival::Counted`] where connections keep no order.
     pub arrival: Arrival,
@@ -89,7 +91,7 @@ impl Internode {
 }
 
 /// Most lanes that make sense; commands name up to [`MAX_LANES`].
-const LANES: u32 = 32;
+const LANES: u32 = tokenrail_device::wire::MAX_LANES;
 const _: () = assert!(LANES <= MAX_LANES);
 
 /// Where things lie that a proxy and kernels share.
@@ -108,6 +110,7 @@ impl LinkPlan {
         ranks: u32,
         ranks_per_node: u32,
         batches: u32,
+        flights: u32,
     ) -> Result<Self, Error> {
         within("internode.lanes", internode.lanes, 1, LANES)?;
         within("internode.ring_log2", internode.ring_log2, 6, 20)?;
@@ -116,10 +119,15 @@ impl LinkPlan {
             let limit = "lanes of this network keep no order: it must be Counted";
             return Err(refuse("internode.arrival", "Ordered", limit));
         }
-        let channels = batches * channel::COUNT;
-        within("channels of all batches", channels, 1, MAX_CHANNELS)?;
+        let channels = batches * channel::COUNT + flights * across::channel::COUNT;
+        within("channels of all batches and dispatches in flight", channels, 1, MAX_CHANNELS)?;
         let (lanes, ring_log2) = (internode.lanes, internode.ring_log2);
         Ok(Self { ranks, ranks_per_node, lanes, channels, ring_log2 })
+    }
+
+    /// The first channel of a dispatch in flight, behind those of `batches` batches.
+    pub fn flight_channel(batches: u32, flight: u32) -> u32 {
+        batches * channel::COUNT + flight * across::channel::COUNT
     }
 
     /// Bytes of all flags.

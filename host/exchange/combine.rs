@@ -5,12 +5,18 @@ use crate::Error;
 use crate::gpu::{Grid, Stream, View};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::throughput::combine::{Combine, CombineArgs, CombinePlain};
+use tokenrail_device::throughput::combine::{
+    Combine, CombineAcross, CombineAcrossArgs, CombineAcrossPlain, CombineArgs, CombinePlain,
+};
 use tokenrail_device::throughput::reduce::{Reduce, ReduceArgs};
 
 impl Exchange {
     /// Sums, for each token of that dispatch, what the ranks it went to have left in [`Received::outputs`], into
     /// `combined`: bf16 or f16 `[tokens, hidden]`. A token that went nowhere gives zeros.
+    ///
+    /// Sums are f32, by ascending rank, and rounded once. What another node holds of a token, where it is reached through
+    /// [`Config::internode`](crate::Config::internode), is summed and rounded there first:
+    /// [`combine_on_nodes`](crate::oracle::combine_on_nodes) has the same arithmetic.
     ///
     /// # Errors
     /// As [`Exchange::combine_with`].
@@ -71,7 +77,15 @@ impl Exchange {
         };
         let grid = Grid { blocks, threads: staging.warps * WARP, shared_bytes: staging.shared_bytes() };
         // SAFETY: as in `dispatch`; the handle is that of the dispatch which `received` is.
-        unsafe { self.launch::<CombinePlain, Combine>(stream, grid, &args)? };
+        unsafe {
+            match self.way(received.flight) {
+                None => self.launch::<CombinePlain, Combine>(stream, grid, &args)?,
+                Some(link) => {
+                    let args = CombineAcrossArgs { combine: args, link };
+                    self.launch::<CombineAcrossPlain, CombineAcross>(stream, grid, &args)?;
+                }
+            }
+        }
         self.flights[flight].combined = true;
         Ok(())
     }

@@ -6,7 +6,9 @@ use crate::gpu::{Buffer, Grid, Stream, View};
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
 use tokenrail_device::throughput::dispatch::{
-    Arrive, Dispatch, DispatchArgs, DispatchByExpert, DispatchByExpertPlain, DispatchPlain,
+    Arrive, Dispatch, DispatchAcross, DispatchAcrossArgs, DispatchAcrossPlain, DispatchArgs,
+    DispatchByExpert, DispatchByExpertAcross, DispatchByExpertAcrossPlain, DispatchByExpertPlain,
+    DispatchPlain,
 };
 use tokenrail_device::wire::{MAX_SIDES, ScaleStrides, Shape};
 
@@ -31,6 +33,7 @@ impl Exchange {
     /// [`Error::Failed`] after a failure. What goes wrong on the device is told by [`Exchange::finish`].
     pub fn dispatch(&mut self, stream: &Stream, input: &Input) -> Result<Received, Error> {
         self.usable()?;
+        self.has_throughput()?;
         let blocks = self.blocks(input.sms)?;
         let routing = self.check_routing(&input.routing)?;
         let (sides, strides) = check_arrays(&self.plan.shape, input, routing.room)?;
@@ -64,10 +67,19 @@ impl Exchange {
         // SAFETY: the arena, the workspace and the report are this exchange's, of the sizes that the layouts say; the
         // inputs were checked above; the blocks fit the device at once beside those of the ranks that share it.
         unsafe {
-            if by_expert {
-                self.launch::<DispatchByExpertPlain, DispatchByExpert>(stream, grid, &args)?;
-            } else {
-                self.launch::<DispatchPlain, Dispatch>(stream, grid, &args)?;
+            match (by_expert, self.way(flight)) {
+                (false, None) => self.launch::<DispatchPlain, Dispatch>(stream, grid, &args)?,
+                (true, None) => {
+                    self.launch::<DispatchByExpertPlain, DispatchByExpert>(stream, grid, &args)?
+                }
+                (by_expert, Some(link)) => {
+                    self.launch_across(
+                        stream,
+                        grid,
+                        by_expert,
+                        &DispatchAcrossArgs { dispatch: args, link },
+                    )?;
+                }
             }
         }
         self.dispatches += 1;
@@ -82,6 +94,27 @@ impl Exchange {
             unsafe { self.gpu().launch::<Arrive>(stream, Grid { blocks: 1, ..grid }, &args)? };
         }
         Ok(received)
+    }
+
+    /// Launches a dispatch across nodes.
+    ///
+    /// # Safety
+    /// `args` meets its contract.
+    unsafe fn launch_across(
+        &self,
+        stream: &Stream,
+        grid: Grid,
+        by_expert: bool,
+        args: &DispatchAcrossArgs,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe {
+            if by_expert {
+                self.launch::<DispatchByExpertAcrossPlain, DispatchByExpertAcross>(stream, grid, args)
+            } else {
+                self.launch::<DispatchAcrossPlain, DispatchAcross>(stream, grid, args)
+            }
+        }
     }
 
     fn check_routing(&self, routing: &Routing) -> Result<Checked, Error> {

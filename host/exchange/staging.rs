@@ -15,6 +15,8 @@ const EXPAND_STAGES: u32 = 2;
 /// One in so many warps expands: of 4, 6 and 8 of 16 the quickest (docs/performance.md). Few warps with two buffers
 /// have an SM write as much as it can.
 const EXPANDING_ONE_IN: u32 = 4;
+/// Most warps of a block that dispatches across nodes without bulk copies: what registers allow in the lane that takes most.
+const ACROSS_PLAIN_WARPS: u32 = 12;
 /// Most bytes of each partial row that combine pulls at once: of 2, 3.5 and 7 KiB the quickest (docs/performance.md).
 const COMBINE_PIECE_BYTES: u32 = 2 << 10;
 /// Combine's stages of a warp.
@@ -39,7 +41,8 @@ impl DispatchStaging {
         let by_expert = shape.expert_rows > 0;
         let most = if by_expert { EXPAND_STAGES } else { 0 };
         for expand_stages in [most, most.min(1)] {
-            for warps in (1..=device.warps).rev() {
+            let most_warps = if shape.is_across() && !bulk_copy { ACROSS_PLAIN_WARPS } else { device.warps };
+            for warps in (1..=device.warps.min(most_warps)).rev() {
                 if by_expert && warps == 1 {
                     continue;
                 }

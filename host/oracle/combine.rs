@@ -21,7 +21,29 @@ pub fn combine(
     biases: &[Vec<Vec<u16>>],
     capacity: Option<usize>,
 ) -> Vec<Vec<u16>> {
+    combine_on_nodes(outputs, batches, placement, placement.ranks(), half, biases, capacity)
+}
+
+/// The sums of [`combine`] where node n has the `ranks_per_node` ranks from n · `ranks_per_node` on and ranks of other nodes
+/// are reached through a proxy.
+///
+/// What a node other than the token's own holds of it is added there, in f32 and by ascending rank, and rounded once: its
+/// partial. The token's sum is made in f32, by ascending node: of its own node each rank's row is added by itself, by
+/// ascending rank, of another the partial; then the biases. It begins with the first of these, and is rounded once.
+///
+/// # Panics
+/// As [`combine`], and if `ranks_per_node` is 0.
+pub fn combine_on_nodes(
+    outputs: &[Vec<u16>],
+    batches: &[TokenBatch],
+    placement: &Placement,
+    ranks_per_node: usize,
+    half: Half,
+    biases: &[Vec<Vec<u16>>],
+    capacity: Option<usize>,
+) -> Vec<Vec<u16>> {
     assert_eq!(outputs.len(), placement.ranks(), "one output a rank");
+    let node = |rank: usize| rank / ranks_per_node;
     let ranks = routes(batches, placement, capacity).into_iter().zip(batches).enumerate();
     ranks
         .map(|(source, (routes, batch))| {
@@ -29,16 +51,31 @@ pub fn combine(
                 nth(array, row, batch.hidden).iter().map(|&bits| half.to_f32(bits)).collect()
             };
             let tokens = routes.into_iter().enumerate().flat_map(|(token, route)| {
-                let mut rows = route.into_iter().map(|(rank, at)| row(&outputs[rank], at));
-                let mut sums = rows.next().unwrap_or_else(|| vec![0.0; batch.hidden]);
-                for addend in rows.chain(biases.iter().map(|bias| row(&bias[source], token))) {
-                    sums.iter_mut().zip(addend).for_each(|(sum, value)| *sum += value);
-                }
+                let parts = route.chunk_by(|&(a, _), &(b, _)| node(a) == node(b)).flat_map(|of_node| {
+                    let rows = of_node.iter().map(|&(rank, at)| row(&outputs[rank], at));
+                    if node(of_node[0].0) == node(source) {
+                        return rows.collect::<Vec<_>>();
+                    }
+                    let partial = add_up(rows).unwrap_or_default();
+                    vec![partial.into_iter().map(|sum| half.to_f32(half.round(sum))).collect()]
+                });
+                let parts = parts.collect::<Vec<_>>();
+                let none = parts.is_empty().then(|| vec![0.0; batch.hidden]);
+                let biases = biases.iter().map(|bias| row(&bias[source], token));
+                let sums = add_up(none.into_iter().chain(parts).chain(biases)).unwrap_or_default();
                 sums.into_iter().map(|sum| half.round(sum))
             });
             tokens.collect()
         })
         .collect()
+}
+
+/// The sum of rows, which begins with the first; `None` without any.
+fn add_up(rows: impl Iterator<Item = Vec<f32>>) -> Option<Vec<f32>> {
+    rows.reduce(|mut sums, row| {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        sums
+    })
 }
 
 /// The number that comes back to each slot of the tokens of every rank, `[tokens, topk]` each.
@@ -147,6 +184,28 @@ mod tests {
         let outputs = [2048.0, 1.5].map(|value| vec![f16::from_f32(value).to_bits(); 8]);
         let combined = combine(&outputs, &batches, &placement, Half::F16, &[], None);
         assert_eq!(combined[0], [f16::from_f32(2050.0).to_bits(); 8]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_another_node_holds_is_rounded_before_it_is_added() -> Result<(), OracleError> {
+        // Four ranks with an expert each. Rank 2's token goes everywhere, and in the second place to its own node.
+        let placement = Placement::new(4, 4)?;
+        let none = || TokenBatch::bf16(&[], 8, routing(4, vec![]));
+        let token = TokenBatch::bf16(&[bf16::ONE; 8], 8, routing(4, vec![3, 1, 0, 2]))?;
+        let batches = [none()?, none()?, token, none()?];
+        let (big, small) = (f32::from_bits((127 + 30) << 23), 0.00390625);
+        let sum = |outputs: [f32; 4], per_node| {
+            let outputs = outputs.map(|value| rows(&[value]));
+            combine_on_nodes(&outputs, &batches, &placement, per_node, Half::Bf16, &[], None).swap_remove(2)
+        };
+        // 1 + 2^-8 rounds to 1, and 1 + 2^-8 to 1 again; in one sum it is 1 + 2^-7.
+        assert_eq!(sum([1.0, small, small, 0.0], 2), rows(&[1.0]));
+        assert_eq!(sum([1.0, small, small, 0.0], 4), rows(&[1.0078125]));
+        // Its own node's rows are added one by one: 2^30 + (1 − 2^30) would be 0.
+        assert_eq!(sum([0.0, big, -big, 1.0], 2), rows(&[1.0]));
+        // A lone −0 of another node stays one.
+        assert_eq!(sum([-0.0; 4], 1), rows(&[-0.0]));
         Ok(())
     }
 

@@ -51,7 +51,7 @@ mod tests;
 mod wire;
 mod workload;
 
-pub use combine::{combine, combine_weights};
+pub use combine::{combine, combine_on_nodes, combine_weights};
 pub use dispatch::{Layout, dispatch, layout};
 pub use draw::{Draw, Spread};
 pub use error::{GateError, OracleError};

@@ -92,7 +92,7 @@ pub fn check(case: &Case, backend: &Backend) {
     let ranks = case.tokens[0].len();
     let placement = Placement::new(ranks, case.config.experts as usize).unwrap();
     let rounds: Vec<_> = (0..case.tokens.len()).map(|round| Round::new(case, round, &placement)).collect();
-    let members = Group::in_process(ranks as u32, backend).unwrap();
+    let members = Group::on_nodes(ranks as u32, near_ranks(&case.config, ranks) as u32, backend).unwrap();
     std::thread::scope(|scope| {
         for member in members {
             scope.spawn(|| {
@@ -110,6 +110,11 @@ pub fn check(case: &Case, backend: &Backend) {
             });
         }
     });
+}
+
+/// Ranks that reach each other's memory.
+fn near_ranks(config: &Config, ranks: usize) -> usize {
+    config.internode.as_ref().and(config.ranks_per_node).map_or(ranks, |ranks| ranks as usize)
 }
 
 /// What one round's ranks send, and what has to come of it.
@@ -239,7 +244,8 @@ impl Pass {
                 (0..).zip(&batches).map(of).collect()
             })
             .collect();
-        let combined = oracle::combine(&partial, &batches, placement, half, &biases, room);
+        let near = near_ranks(config, batches.len());
+        let combined = oracle::combine_on_nodes(&partial, &batches, placement, near, half, &biases, room);
         let combined_slots = oracle::combine_weights(&slots, &batches, placement, room);
         Self { batches, received, by_expert, outputs, weights, slots, biases, combined, combined_slots }
     }

@@ -6,23 +6,40 @@ use std::time::Duration;
 use tokenrail::gpu::Plain;
 use tokenrail::oracle::{self, Placement, TokenBatch};
 use tokenrail::{
-    Backend, Buffer, Config, Exchange, ExpertMajor, Group, Input, Member, Output, Outputs, Received, Routing,
-    Stream, Tokens, Weights,
+    Backend, Buffer, Config, Exchange, ExpertMajor, Group, Input, Internode, Member, Output, Outputs,
+    Received, Routing, Stream, Tokens, Weights,
 };
 
 /// All of them.
 pub fn check(backend: &Backend) {
-    captured(backend);
-    in_flight(backend);
-    on_the_communication_stream(backend);
+    let on = On { backend, internode: None };
+    captured(&on);
+    in_flight(&on);
+    on_the_communication_stream(&on);
     beside_each_other(backend);
 }
 
 const RANKS: usize = 2;
 
-fn on_ranks(backend: &Backend, rank: impl Fn(Member) + Sync) {
-    let members = Group::in_process(RANKS as u32, backend).unwrap();
-    std::thread::scope(|scope| members.into_iter().for_each(|member| _ = scope.spawn(|| rank(member))));
+/// What ranks are on.
+pub struct On<'a> {
+    /// Their GPUs.
+    pub backend: &'a Backend,
+    /// What joins them, if each is on a node of its own.
+    pub internode: Option<Internode>,
+}
+
+impl On<'_> {
+    fn config(&self, config: Config) -> Config {
+        let ranks_per_node = self.internode.is_some().then_some(1);
+        Config { ranks_per_node, internode: self.internode.clone(), ..config }
+    }
+
+    fn ranks(&self, rank: impl Fn(Member) + Sync) {
+        let per_node = if self.internode.is_some() { 1 } else { RANKS as u32 };
+        let members = Group::on_nodes(RANKS as u32, per_node, self.backend).unwrap();
+        std::thread::scope(|scope| members.into_iter().for_each(|member| _ = scope.spawn(|| rank(member))));
+    }
 }
 
 fn meet(exchange: &Exchange) {
@@ -128,11 +145,11 @@ fn check_combined(what: &str, exchange: &Exchange, stream: &Stream, tokens: &OnG
 }
 
 /// One graph, with worst-case capacity, for any routing and any number of tokens.
-pub fn captured(backend: &Backend) {
+pub fn captured(on: &On) {
     let rounds = [[20, 7], [0, 20], [3, 0], [20, 20], [0, 0], [11, 19]];
     for expert_major in [None, Some(ExpertMajor { alignment: 8, rows: None })] {
-        let config = Config { expert_major, ..Config::new(8, 3, 64, 20) };
-        on_ranks(backend, |member| {
+        let config = on.config(Config { expert_major, ..Config::new(8, 3, 64, 20) });
+        on.ranks(|member| {
             let mut exchange = Exchange::new(member, &config).unwrap();
             let stream = exchange.gpu().stream().unwrap();
             let tokens = OnGpu::new(&exchange);
@@ -166,10 +183,10 @@ pub fn captured(backend: &Backend) {
 }
 
 /// Two micro-batches, each on a stream of its own, combined in the other order.
-pub fn in_flight(backend: &Backend) {
-    let config = Config { in_flight: 2, sms: Some(2), ..Config::new(8, 3, 64, 30) };
+pub fn in_flight(on: &On) {
+    let config = on.config(Config { in_flight: 2, sms: Some(2), ..Config::new(8, 3, 64, 30) });
     let expected = [Expected::new(&config, 50, [30, 11]), Expected::new(&config, 51, [0, 30])];
-    on_ranks(backend, |member| {
+    on.ranks(|member| {
         let mut exchange = Exchange::new(member, &config).unwrap();
         let streams = [(); 2].map(|()| exchange.gpu().stream().unwrap());
         let tokens = [(); 2].map(|()| OnGpu::new(&exchange));
@@ -194,10 +211,10 @@ pub fn in_flight(backend: &Backend) {
 }
 
 /// Beside a stream that computes, ordered by events alone.
-pub fn on_the_communication_stream(backend: &Backend) {
-    let config = Config::new(6, 2, 32, 12);
+pub fn on_the_communication_stream(on: &On) {
+    let config = on.config(Config::new(6, 2, 32, 12));
     let expected = Expected::new(&config, 60, [12, 5]);
-    on_ranks(backend, |member| {
+    on.ranks(|member| {
         let mut exchange = Exchange::new(member, &config).unwrap();
         let compute = exchange.gpu().stream().unwrap();
         let tokens = OnGpu::new(&exchange);
@@ -228,7 +245,7 @@ pub fn beside_each_other(backend: &Backend) {
     let expected = [Expected::new(&configs[0], 70, [12, 5]), Expected::new(&configs[1], 71, [2, 7])];
     let others = Group::in_process(RANKS as u32, backend).unwrap();
     let others = std::sync::Mutex::new(others.into_iter().map(Some).collect::<Vec<_>>());
-    on_ranks(backend, |member| {
+    On { backend, internode: None }.ranks(|member| {
         let rank = member.rank() as usize;
         let other = others.lock().unwrap()[rank].take().unwrap();
         let mut exchanges: Vec<_> = [member, other]

@@ -2,7 +2,7 @@
 
 use super::{Back, Calls, Case, Where};
 use proptest::prelude::*;
-use tokenrail::{Config, Element, ExpertMajor, Half, Overflow, ScaleLayout, Transport};
+use tokenrail::{Config, Element, ExpertMajor, Half, Internode, Overflow, ScaleLayout, Transport};
 
 /// How large they may be.
 #[derive(Clone, Copy, Debug)]
@@ -164,4 +164,21 @@ fn fit(limits: Limits, shape: Shape, settings: Settings, mut calls: Calls, seed:
     };
     let tokens = shape.counts.chunks(limits.ranks).map(|round| round[..ranks].to_vec()).collect();
     Case { config, tokens, mask_one_in: shape.mask_one_in, seed, calls }
+}
+
+/// The case, with its ranks, of which there are two then at least, on nodes of fewer: `choice` says of how many.
+#[allow(dead_code, reason = "not all tests have nodes")]
+pub fn on_nodes_of_fewer(case: Case, choice: usize, internode: Internode) -> Case {
+    let ranks = case.tokens[0].len().max(2);
+    let sizes: Vec<_> = (1..ranks).filter(|per_node| ranks.is_multiple_of(*per_node)).collect();
+    let of_round = |round: &Vec<usize>| round.iter().copied().cycle().take(ranks).collect();
+    let tokens = case.tokens.iter().map(of_round).collect();
+    let config = Config {
+        ranks_per_node: Some(sizes[choice % sizes.len()] as u32),
+        internode: Some(internode),
+        copy_engine: false,
+        ..case.config.clone()
+    };
+    let calls = Calls { transport: Transport::Kernel, ..case.calls };
+    Case { config, tokens, calls, ..case }
 }

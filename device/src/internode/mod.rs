@@ -41,6 +41,10 @@ pub struct Link {
 }
 
 impl Link {
+    /// No way.
+    pub const NONE: Self =
+        Self { ring: Ring::NONE, flags: Address::NULL, part: 0, channel: 0, lanes: 0, ranks: 0 };
+
     /// The lane of what has this number.
     #[inline(always)]
     pub fn lane_of(&self, number: u32) -> u32 {

@@ -1,5 +1,6 @@
 //! Dispatch, phase 2: what every rank tells every other before a row moves.
 
+use super::across;
 use super::dispatch::Block;
 use crate::gpu::mem;
 use crate::gpu::{block, shared, thread, warp};
@@ -10,7 +11,7 @@ use crate::wire::counts;
 /// # Safety
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); all blocks have counted.
 #[inline(always)]
-pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
+pub unsafe fn announce<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let exchange = &block.args.exchange;
     let ranks = exchange.shape.ranks;
     let totals = block.shared.totals;
@@ -23,10 +24,10 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
         for other in thread::strided(thread::grid_size()) {
             invalid |= mem::load_u32(block_counts.word(other * (ranks + 1) + ranks)) != 0;
         }
-        if BY_EXPERT {
-            // Receivers place rows by these as soon as the flag has come.
+        if BY_EXPERT || ACROSS {
+            // Receivers place rows by these as soon as the flag has come. To other nodes they go with all other counts.
             for expert in thread::strided(exchange.shape.experts) {
-                place_blocks(block, expert);
+                place_blocks::<ACROSS>(block, expert);
             }
         }
         let invalid = block::barrier_or(invalid);
@@ -36,7 +37,7 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
         }
         let status = if invalid { counts::INVALID } else { counts::GOOD };
         let id = exchange.handle_id(block.epoch);
-        tell(block, |word| {
+        tell::<ACROSS>(block, |word| {
             if word < ranks {
                 shared::load_u32(totals + 4 * word)
             } else {
@@ -51,13 +52,18 @@ pub unsafe fn announce<const BY_EXPERT: bool>(block: &Block) {
 /// # Safety
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs), `cached`.
 #[inline(always)]
-pub unsafe fn announce_handle(block: &Block) {
+pub unsafe fn announce_handle<const ACROSS: bool>(block: &Block) {
     let exchange = &block.args.exchange;
     let ranks = exchange.shape.ranks;
     // SAFETY: the contract, passed on.
     unsafe {
         let id = mem::load_u64(exchange.handle(exchange.handle.id));
-        tell(block, |word| if word < ranks { 0 } else { fixed(block, word - ranks, counts::CACHED, id) });
+        tell::<ACROSS>(
+            block,
+            |word| {
+                if word < ranks { 0 } else { fixed(block, word - ranks, counts::CACHED, id) }
+            },
+        );
     }
 }
 
@@ -72,13 +78,33 @@ fn fixed(block: &Block, word: u32, status: u32, id: u64) -> u32 {
     }
 }
 
-/// Writes the words before the counts per expert to every peer, and then its flag.
+/// Writes the words before the counts per expert to every peer, and then its flag. By the whole block.
 #[inline(always)]
-unsafe fn tell(block: &Block, value: impl Fn(u32) -> u32) {
+unsafe fn tell<const ACROSS: bool>(block: &Block, value: impl Fn(u32) -> u32) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
+    if ACROSS {
+        // First those that take longest.
+        for peer in thread::warp_strided(shape.ranks) {
+            if block.is_near(peer) {
+                continue;
+            }
+            for word in thread::lane_strided(shape.ranks + counts::FIXED) {
+                // SAFETY: the contract; the words are in the set of the outbox that no NIC reads any more.
+                unsafe { mem::store_u32(across::counts::outbox(block, peer).word(word), value(word)) };
+            }
+        }
+        block::barrier();
+        if thread::warp_index() == 0 {
+            // SAFETY: the contract; the counts per expert were written before the barrier, too.
+            unsafe { across::counts::post(block) };
+        }
+    }
     for peer in thread::warp_strided(shape.ranks) {
+        if ACROSS && !block.is_near(peer) {
+            continue;
+        }
         // SAFETY: the contract; the words are this rank's, in the set that no peer reads any more.
         unsafe {
             let arena = exchange.peer(peer);
@@ -150,28 +176,32 @@ pub unsafe fn send_expert_counts(block: &Block) {
         let counted = warp::sum(counted);
         if thread::lane() == 0 {
             // SAFETY: the caller's promise.
-            unsafe { tell_owner(block, expert, counted) };
+            unsafe { tell_owner::<false>(block, expert, counted) };
         }
     }
 }
 
 /// Writes this rank's pairs of an expert to the expert's owner.
 #[inline(always)]
-unsafe fn tell_owner(block: &Block, expert: u32, pairs: u32) {
+unsafe fn tell_owner<const ACROSS: bool>(block: &Block, expert: u32, pairs: u32) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let own_counts = exchange.arena.counts_of(shape, block.epoch, exchange.rank);
     let (peer, local) = (expert / shape.experts_per_rank(), expert % shape.experts_per_rank());
     // SAFETY: the contract; the word is this rank's.
     unsafe {
-        let words = exchange.peer(peer).offset(own_counts);
+        let words = if ACROSS && !block.is_near(peer) {
+            across::counts::outbox(block, peer)
+        } else {
+            exchange.peer(peer).offset(own_counts)
+        };
         mem::store_u32(words.word(shape.ranks + counts::FIXED + local), pairs);
     }
 }
 
 /// Sends this rank's pairs of an expert to the expert's owner, and makes each block's count the sum of those before it.
 #[inline(always)]
-unsafe fn place_blocks(block: &Block, expert: u32) {
+unsafe fn place_blocks<const ACROSS: bool>(block: &Block, expert: u32) {
     let exchange = &block.args.exchange;
     let experts = exchange.shape.experts;
     let block_experts = exchange.work(exchange.work.block_experts);
@@ -200,5 +230,5 @@ unsafe fn place_blocks(block: &Block, expert: u32) {
         first += 4;
     }
     // SAFETY: the caller's promise.
-    unsafe { tell_owner(block, expert, sum) };
+    unsafe { tell_owner::<ACROSS>(block, expert, sum) };
 }

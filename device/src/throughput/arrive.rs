@@ -1,5 +1,6 @@
 //! Dispatch, phase 5: what was received, and that all of it is there. By the last block to finish.
 
+use super::across::finish;
 use super::dispatch::Block;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, shared, thread, warp};
@@ -19,7 +20,7 @@ unsafe fn sent(block: &Block) -> bool {
 /// # Safety
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); all blocks have sent, and this one has planned.
 #[inline(always)]
-pub unsafe fn settle<const BY_EXPERT: bool>(block: &Block) {
+pub unsafe fn settle<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let (handle, ranks) = (&exchange.handle, shape.ranks);
@@ -33,6 +34,9 @@ pub unsafe fn settle<const BY_EXPERT: bool>(block: &Block) {
                 let mine = shared::load_u32(block.shared.mine + 4 * rank) as u64;
                 let range = if sent { first << 32 | mine } else { 0 };
                 mem::store_u64(exchange.handle(handle.sent).long(rank), range);
+            }
+            if ACROSS {
+                finish::settle(block, sent);
             }
             // The first warps are about to wait for flags.
             if thread::warp_index() + 1 == thread::warps() {
@@ -142,16 +146,18 @@ unsafe fn settle_experts(block: &Block) {
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); every block has arrived, or this one is alone, so that
 /// all rows of this rank are written and visible to this block.
 #[inline(always)]
-pub unsafe fn signal(block: &Block) {
+pub unsafe fn signal<const ACROSS: bool>(block: &Block) {
     let exchange = &block.args.exchange;
     // SAFETY: the caller's promise.
     unsafe {
         if !sent(block) {
             return;
         }
-        for peer in thread::strided(exchange.shape.ranks) {
-            // Partner: the wait for data_flags in `wait`, on `peer` (acquire, sys). What it releases: the rows, by
-            // way of each warp's `wait_written`, its block's barrier and the meeting of the blocks.
+        let (first, count) = block.near::<ACROSS>();
+        for near in thread::strided(count) {
+            let peer = first + near;
+            // Partner: the wait for data_flags in `wait`, on `peer` (acquire, sys). What it releases: the rows, own
+            // and forwarded, by way of each warp's `wait_written`, its block's barrier and the meeting of the blocks.
             let flag = exchange.peer(peer).offset(exchange.arena.data_flags).long(exchange.rank);
             mem::store_release_sys_u64(flag, block.epoch);
         }
@@ -163,10 +169,9 @@ pub unsafe fn signal(block: &Block) {
 /// # Safety
 /// As [`signal`], and nobody reads the epoch any more.
 #[inline(always)]
-pub unsafe fn wait<const BY_EXPERT: bool>(block: &Block) {
+pub unsafe fn wait<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
-    let ranks = shape.ranks;
     // SAFETY: the caller's promise.
     unsafe {
         let sent = sent(block);
@@ -176,8 +181,13 @@ pub unsafe fn wait<const BY_EXPERT: bool>(block: &Block) {
             }
         }
         let mut arrived = sent;
+        if ACROSS {
+            arrived &= finish::finish(block);
+        }
         if sent {
-            for peer in thread::strided(ranks) {
+            let (first, count) = block.near::<ACROSS>();
+            for near in thread::strided(count) {
+                let peer = first + near;
                 // Partner: `signal` on `peer` (release, sys).
                 let flags = exchange.arena.data_flags;
                 arrived &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Data);

@@ -5,9 +5,11 @@
 //! One flag per rank says that its outputs are ready. Nothing says that they have been read: the next dispatch does,
 //! since none of its rows arrive before their sender has finished this combine.
 
-use super::pull;
+use super::across;
+use super::pull::{self, Pull};
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, thread};
+use crate::internode::Link;
 use crate::kernel::kernel;
 use crate::meet;
 use crate::wire::{Exchange, Phase};
@@ -48,15 +50,52 @@ kernel!(
     CombinePlain, tokenrail_combine_plain, CombineArgs, combine_plain
 );
 
+/// Arguments of the combine kernels for ranks on several nodes.
+///
+/// Contract: [`CombineArgs`]'s and [`Link`]'s, with the flight's channels and part of the arenas; the shape is one across
+/// nodes; `from_inbox` is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CombineAcrossArgs {
+    /// As on one node.
+    pub combine: CombineArgs,
+    /// The way to other nodes.
+    pub link: Link,
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+kernel!(
+    /// [`Combine`] across nodes: see [`across`](super::across). sm_90.
+    CombineAcross, tokenrail_combine_across, CombineAcrossArgs, combine_across_bulk
+);
+
+kernel!(
+    /// [`CombinePlain`] across nodes.
+    CombineAcrossPlain, tokenrail_combine_across_plain, CombineAcrossArgs, combine_across_plain
+);
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
+unsafe fn combine_across_bulk(args: CombineAcrossArgs) {
+    // SAFETY: the contract of CombineAcrossArgs, passed on.
+    unsafe { across::combine::combine(&args, pull::Bulk::new(&args.combine)) }
+}
+
+#[inline(always)]
+unsafe fn combine_across_plain(args: CombineAcrossArgs) {
+    // SAFETY: the contract of CombineAcrossArgs, passed on.
+    unsafe { across::combine::combine(&args, pull::Plain) }
+}
+
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 unsafe fn combine_bulk(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe { combine(&args, pull::bulk) }
+    unsafe { combine(&args, pull::Bulk::new(&args)) }
 }
 
 unsafe fn combine_plain(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
-    unsafe { combine(&args, pull::plain) }
+    unsafe { combine(&args, pull::Plain) }
 }
 
 /// Offsets in a block's dynamic shared memory, from its base.
@@ -79,7 +118,7 @@ impl Shared {
 }
 
 #[inline(always)]
-unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs, u32)) {
+unsafe fn combine(args: &CombineArgs, mut pull: impl Pull) {
     let exchange = &args.exchange;
     let ranks = exchange.shape.ranks;
     // SAFETY: the contract of CombineArgs. The epoch is written by the last block, after every block has read it.
@@ -105,7 +144,7 @@ unsafe fn combine(args: &CombineArgs, pull_rows: unsafe fn(&CombineArgs, u32)) {
             if !args.slots_out.is_null() {
                 pull::slots(args, tokens);
             }
-            pull_rows(args, tokens);
+            pull::tokens_of_all_ranks(args, tokens, &mut pull);
         }
         if meet::last_block(exchange.work(exchange.work.arrived)) && block::is_first_thread() {
             mem::store_u64(at, epoch);

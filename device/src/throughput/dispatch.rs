@@ -13,9 +13,11 @@
 //! the order (expert, source rank, token index, slot). It is kept in a handle. A dispatch that follows a handle leaves
 //! phase 1 out, and of phase 2 all but the handle's name.
 
+use super::across::{forward, pack};
 use super::{announce, arrive, count, expand, plan, send};
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, clock, shared, thread};
+use crate::internode::Link;
 use crate::kernel::kernel;
 use crate::meet;
 use crate::wire::{CHUNK, Exchange, Failure, MAX_SIDES, Phase, Report, ScaleStrides, Shape};
@@ -86,6 +88,41 @@ kernel!(
     DispatchByExpertPlain, tokenrail_dispatch_by_expert_plain, DispatchArgs, dispatch_by_expert_plain
 );
 
+/// Arguments of the dispatch kernels for ranks on several nodes.
+///
+/// Contract: [`DispatchArgs`]'s and [`Link`]'s, with the flight's channels and part of the arenas; the shape is one across
+/// nodes; `pack` is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DispatchAcrossArgs {
+    /// As on one node.
+    pub dispatch: DispatchArgs,
+    /// The way to other nodes.
+    pub link: Link,
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+kernel!(
+    /// [`Dispatch`] across nodes: see [`across`](super::across). sm_90.
+    DispatchAcross, tokenrail_dispatch_across, DispatchAcrossArgs, across_bulk
+);
+
+kernel!(
+    /// [`DispatchPlain`] across nodes.
+    DispatchAcrossPlain, tokenrail_dispatch_across_plain, DispatchAcrossArgs, across_plain
+);
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+kernel!(
+    /// [`DispatchByExpert`] across nodes. sm_90.
+    DispatchByExpertAcross, tokenrail_dispatch_by_expert_across, DispatchAcrossArgs, by_expert_across_bulk
+);
+
+kernel!(
+    /// [`DispatchByExpertPlain`] across nodes.
+    DispatchByExpertAcrossPlain, tokenrail_dispatch_by_expert_across_plain, DispatchAcrossArgs, by_expert_across_plain
+);
+
 kernel!(
     /// The end of a dispatch whose rows were packed and moved by copy engines. One block.
     Arrive, tokenrail_arrive, DispatchArgs, arrive_alone
@@ -94,31 +131,57 @@ kernel!(
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 unsafe fn dispatch_bulk(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch::<false>(&args, send::bulk::<false>, expand::nothing) }
+    unsafe { near::<false>(&args, send::bulk::<false, false>, expand::nothing) }
 }
 
 unsafe fn dispatch_plain(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch::<false>(&args, send::plain::<false>, expand::nothing) }
+    unsafe { near::<false>(&args, send::plain::<false, false>, expand::nothing) }
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 unsafe fn dispatch_by_expert_bulk(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch::<true>(&args, send::bulk::<true>, expand::bulk) }
+    unsafe { near::<true>(&args, send::bulk::<true, false>, expand::bulk) }
 }
 
 unsafe fn dispatch_by_expert_plain(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
-    unsafe { dispatch::<true>(&args, send::plain::<true>, expand::plain) }
+    unsafe { near::<true>(&args, send::plain::<true, false>, expand::plain) }
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
+unsafe fn across_bulk(args: DispatchAcrossArgs) {
+    // SAFETY: the contract of DispatchAcrossArgs, passed on.
+    unsafe { across::<false>(&args, send::bulk::<false, true>, forward::bulk::<false>, expand::nothing) }
+}
+
+#[inline(always)]
+unsafe fn across_plain(args: DispatchAcrossArgs) {
+    // SAFETY: the contract of DispatchAcrossArgs, passed on.
+    unsafe { across::<false>(&args, send::plain::<false, true>, forward::plain::<false>, expand::nothing) }
+}
+
+#[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
+unsafe fn by_expert_across_bulk(args: DispatchAcrossArgs) {
+    // SAFETY: the contract of DispatchAcrossArgs, passed on.
+    unsafe { across::<true>(&args, send::bulk::<true, true>, forward::bulk::<true>, expand::bulk) }
+}
+
+#[inline(always)]
+unsafe fn by_expert_across_plain(args: DispatchAcrossArgs) {
+    // SAFETY: the contract of DispatchAcrossArgs, passed on.
+    unsafe { across::<true>(&args, send::plain::<true, true>, forward::plain::<true>, expand::plain) }
 }
 
 unsafe fn arrive_alone(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs; the packing kernel was the last one with this workspace.
     unsafe {
-        let block = Block::new::<false>(&args);
-        arrive::signal(&block);
-        arrive::wait::<false>(&block);
+        let block = Block::new::<false>(&args, &Link::NONE);
+        arrive::signal::<false>(&block);
+        arrive::wait::<false, false>(&block);
     }
 }
 
@@ -151,6 +214,12 @@ pub struct Shared {
     pub barriers: u32,
     /// Bytes `[buffer, stage_bytes]`.
     pub stages: u32,
+    /// mbarriers `[warp]`, to forward with. This and the next two with other nodes.
+    pub forward_barriers: u32,
+    /// u32 `[near rank, far node]`: first row there of the tokens of that node's rank of this rail.
+    pub far_first: u32,
+    /// u32 `[far node]`: these ranks' tokens.
+    pub far_tokens: u32,
     /// The whole.
     pub bytes: u32,
 }
@@ -173,6 +242,11 @@ impl Shared {
         let sides = (ends + 4 * own).next_multiple_of(8);
         let barriers = sides + SIDE_BYTES * MAX_SIDES as u32;
         let stages = (barriers + 8 * buffers).next_multiple_of(128);
+        // Behind the rest, which has nothing to do with other nodes.
+        let forward_barriers = stages + buffers * stage_bytes;
+        let forwarding = if shape.is_across() { warps } else { 0 };
+        let far_first = forward_barriers + 8 * forwarding;
+        let far_tokens = far_first + 4 * shape.near_ranks * shape.far_nodes();
         Self {
             totals,
             base,
@@ -183,9 +257,12 @@ impl Shared {
             starts,
             ends,
             sides,
+            far_first,
+            far_tokens,
             barriers,
+            forward_barriers,
             stages,
-            bytes: stages + buffers * stage_bytes,
+            bytes: far_tokens + 4 * shape.far_nodes(),
         }
     }
 
@@ -200,7 +277,10 @@ impl Shared {
             starts: self.starts + base,
             ends: self.ends + base,
             sides: self.sides + base,
+            far_first: self.far_first + base,
+            far_tokens: self.far_tokens + base,
             barriers: self.barriers + base,
+            forward_barriers: self.forward_barriers + base,
             stages: self.stages + base,
             bytes: self.bytes,
         }
@@ -236,6 +316,10 @@ impl Tokens {
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     pub args: &'a DispatchArgs,
+    /// The way to other nodes; none in the kernels for one.
+    pub link: &'a Link,
+    /// The first rank of this one's node.
+    pub first_near: u32,
     pub shared: Shared,
     /// This rank's tokens.
     pub all_tokens: u32,
@@ -251,7 +335,7 @@ impl<'a> Block<'a> {
     /// # Safety
     /// The contract of [`DispatchArgs`].
     #[inline(always)]
-    unsafe fn new<const BY_EXPERT: bool>(args: &'a DispatchArgs) -> Self {
+    unsafe fn new<const BY_EXPERT: bool>(args: &'a DispatchArgs, link: &'a Link) -> Self {
         let exchange = &args.exchange;
         let warps = thread::warps();
         let buffers = buffers(warps, args.senders, args.stages, args.expand_stages);
@@ -272,6 +356,8 @@ impl<'a> Block<'a> {
             let all_tokens = if tokens_fit { tokens } else { 0 };
             Self {
                 args,
+                link,
+                first_near: exchange.rank - exchange.rank % exchange.shape.near_ranks.max(1),
                 shared: shared.at(shared::base()),
                 all_tokens,
                 tokens: Tokens::share::<BY_EXPERT>(all_tokens),
@@ -294,41 +380,96 @@ impl<'a> Block<'a> {
         own.offset(exchange.arena.counts_of(&exchange.shape, self.epoch, source)).word(word)
     }
 
+    /// Whether this rank writes to `rank`'s arena itself.
+    #[inline(always)]
+    pub fn is_near(&self, rank: u32) -> bool {
+        rank.wrapping_sub(self.first_near) < self.args.exchange.shape.near_ranks
+    }
+
+    /// The first rank that this one has flags of in its arena, and how many have.
+    #[inline(always)]
+    pub fn near<const ACROSS: bool>(&self) -> (u32, u32) {
+        let shape = &self.args.exchange.shape;
+        if ACROSS { (self.first_near, shape.near_ranks) } else { (0, shape.ranks) }
+    }
+
+    /// This rank's rows will not all be there: `arrive` is to tell nobody that they are.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`].
+    #[inline(always)]
+    pub unsafe fn give_up(&self) {
+        let exchange = &self.args.exchange;
+        // SAFETY: the contract. Partner: `arrive`'s load, behind the meeting of the blocks. Whoever stores stores the same.
+        unsafe { mem::store_relaxed_gpu_u32(exchange.work(exchange.work.unsent), 1) };
+    }
+
     /// A report about this dispatch.
     pub fn report(&self, failure: Failure, peer: u32, expected: u64, seen: u64) -> Report {
         Report::new(failure, Phase::None, peer, self.epoch, expected, seen)
     }
 }
 
+/// A dispatch whose ranks reach each other's memory.
 #[inline(always)]
-unsafe fn dispatch<const BY_EXPERT: bool>(
+unsafe fn near<const BY_EXPERT: bool>(
     args: &DispatchArgs,
     send_rows: unsafe fn(&Block),
     expand_rows: unsafe fn(&Block),
 ) {
+    // SAFETY: the contract of DispatchArgs, passed on.
+    unsafe { dispatch::<BY_EXPERT, false>(args, &Link::NONE, send_rows, expand::nothing, expand_rows) }
+}
+
+/// A dispatch across nodes.
+#[inline(always)]
+unsafe fn across<const BY_EXPERT: bool>(
+    args: &DispatchAcrossArgs,
+    send_rows: unsafe fn(&Block),
+    forward_rows: unsafe fn(&Block),
+    expand_rows: unsafe fn(&Block),
+) {
+    // SAFETY: the contract of DispatchAcrossArgs, passed on.
+    unsafe { dispatch::<BY_EXPERT, true>(&args.dispatch, &args.link, send_rows, forward_rows, expand_rows) }
+}
+
+#[inline(always)]
+unsafe fn dispatch<const BY_EXPERT: bool, const ACROSS: bool>(
+    args: &DispatchArgs,
+    link: &Link,
+    send_rows: unsafe fn(&Block),
+    forward_rows: unsafe fn(&Block),
+    expand_rows: unsafe fn(&Block),
+) {
     let exchange = &args.exchange;
-    // SAFETY: the contract of DispatchArgs.
+    // SAFETY: the contracts of DispatchArgs and, with ACROSS, of Link.
     unsafe {
-        let block = Block::new::<BY_EXPERT>(args);
+        let block = Block::new::<BY_EXPERT>(args, link);
         let meetings = exchange.work(exchange.work.arrived);
         if args.cached == 0 {
             count::count::<BY_EXPERT>(&block);
             if meet::last_block(meetings) {
-                announce::announce::<BY_EXPERT>(&block);
+                announce::announce::<BY_EXPERT, ACROSS>(&block);
             }
         } else if thread::block_index() == 0 {
-            announce::announce_handle(&block);
+            announce::announce_handle::<ACROSS>(&block);
         }
         if exchange.shape.side_words[0] != 0 && block::is_first_thread() {
             send::list_sides(&block);
         }
-        let plan = plan::plan::<BY_EXPERT>(&block);
+        if ACROSS {
+            pack::pack::<BY_EXPERT>(&block);
+        }
+        let plan = plan::plan::<BY_EXPERT, ACROSS>(&block);
         if plan.send {
-            if !BY_EXPERT && args.cached == 0 {
+            if !BY_EXPERT && !ACROSS && args.cached == 0 {
                 announce::send_expert_counts(&block);
             }
             if thread::warp_index() < args.senders {
                 send_rows(&block);
+                if ACROSS {
+                    forward_rows(&block);
+                }
             } else if plan.expand {
                 expand_rows(&block);
             } else {
@@ -337,12 +478,12 @@ unsafe fn dispatch<const BY_EXPERT: bool>(
         }
         if meet::last_block(meetings.word(1)) {
             if args.pack == 0 {
-                arrive::signal(&block);
+                arrive::signal::<ACROSS>(&block);
             }
             // While the rows are on their way.
-            arrive::settle::<BY_EXPERT>(&block);
+            arrive::settle::<BY_EXPERT, ACROSS>(&block);
             if args.pack == 0 {
-                arrive::wait::<BY_EXPERT>(&block);
+                arrive::wait::<BY_EXPERT, ACROSS>(&block);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Dispatch and combine for training and prefill: thousands of tokens a rank, each row written once to its final
 //! place and each output pulled once.
 
+pub mod across;
 mod announce;
 mod arrive;
 pub mod combine;

@@ -1,5 +1,6 @@
 //! Dispatch, phase 3: from everybody's counts to rows.
 
+use super::across;
 use super::dispatch::Block;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, shared, thread, warp};
@@ -17,10 +18,9 @@ pub struct Plan {
 /// The plan to do nothing, of which `arrive` is told.
 #[inline(always)]
 unsafe fn nothing(block: &Block) -> Plan {
-    let exchange = &block.args.exchange;
     if block::is_first_thread() {
-        // SAFETY: the contract. Partner: `arrive`'s load, behind the meeting of the blocks.
-        unsafe { mem::store_relaxed_gpu_u32(exchange.work(exchange.work.unsent), 1) };
+        // SAFETY: the contract.
+        unsafe { block.give_up() };
     }
     Plan { send: false, expand: false }
 }
@@ -31,7 +31,7 @@ unsafe fn nothing(block: &Block) -> Plan {
 /// # Safety
 /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); the whole block calls it.
 #[inline(always)]
-pub unsafe fn plan<const BY_EXPERT: bool>(block: &Block) -> Plan {
+pub unsafe fn plan<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) -> Plan {
     let exchange = &block.args.exchange;
     let shape = &exchange.shape;
     let mut good = true;
@@ -39,6 +39,10 @@ pub unsafe fn plan<const BY_EXPERT: bool>(block: &Block) -> Plan {
     // behind the threads that waited.
     unsafe {
         for peer in thread::strided(shape.ranks) {
+            if ACROSS && !block.is_near(peer) {
+                good &= across::counts::wait(block, peer);
+                continue;
+            }
             // Partner: `announce` on `peer` (release, sys).
             let flags = exchange.arena.count_flags;
             good &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Counts);
@@ -56,6 +60,9 @@ pub unsafe fn plan<const BY_EXPERT: bool>(block: &Block) -> Plan {
                 let sent = mem::load_u64(exchange.handle(exchange.handle.sent).long(rank));
                 shared::store_u32(block.shared.first + 4 * rank, (sent >> 32) as u32);
             }
+        }
+        if ACROSS {
+            place_rail(block, own);
         }
         if block::barrier_or(!agreed) {
             return nothing(block);
@@ -131,6 +138,43 @@ unsafe fn place_ranks(block: &Block, own: Address) -> bool {
         }
     }
     good
+}
+
+/// Works out the first rows on this node of the rail's other ranks, and how many tokens these have.
+#[inline(always)]
+unsafe fn place_rail(block: &Block, own: Address) {
+    let exchange = &block.args.exchange;
+    let shape = &exchange.shape;
+    let (ranks, nodes) = (shape.ranks, shape.far_nodes().max(1));
+    let rail = across::Rail::new(shape, exchange.rank);
+    // SAFETY: the contract; `plan` has acquired the counts, and the handle's were written by the dispatch that made it; all
+    // lanes of a warp take the same way.
+    unsafe {
+        for far in thread::strided(shape.far_nodes()) {
+            let tokens = if block.args.cached == 0 {
+                let word = ranks + counts::TOKENS;
+                mem::load_u32(block.count_word(own, rail.rank(far), word)).min(shape.tokens)
+            } else {
+                mem::load_u32(exchange.handle(exchange.handle.far_tokens).word(far))
+            };
+            shared::store_u32(block.shared.far_tokens + 4 * far, tokens);
+        }
+        if block.args.cached != 0 {
+            return;
+        }
+        // A warp takes a pair of them, a lane a source.
+        for pair in thread::warp_strided(shape.near_ranks * shape.far_nodes()) {
+            let (near, far) = (pair / nodes, pair % nodes);
+            let mut before = 0;
+            for source in thread::lane_strided(rail.rank(far)) {
+                before += mem::load_u32(block.count_word(own, source, block.first_near + near));
+            }
+            let before = warp::sum(before);
+            if thread::lane() == 0 {
+                shared::store_u32(block.shared.far_first + 4 * pair, before);
+            }
+        }
+    }
 }
 
 /// Works out the expert-major rows at which each expert begins, and each source's pairs of it. False if there are not

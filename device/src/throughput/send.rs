@@ -49,7 +49,9 @@ impl Iterator for Walk {
 /// keeps it for combine to follow. [`NO_ROUTE`] on lanes that have none, or for whose row there is no room. Once per
 /// token.
 #[inline(always)]
-unsafe fn resolve(block: &Block, token: u32) -> u64 {
+unsafe fn resolve<const ACROSS: bool>(block: &Block, token: u32) -> u64 {
+    // Rows for other nodes are sent by `pack`.
+    let near = |route: u64| if ACROSS && !block.is_near(rank_of(route)) { NO_ROUTE } else { route };
     let exchange = &block.args.exchange;
     let inside = thread::lane() < exchange.shape.route_width();
     let at = block.routes(token).long(thread::lane());
@@ -58,7 +60,7 @@ unsafe fn resolve(block: &Block, token: u32) -> u64 {
     unsafe {
         let mut route = if inside { mem::load_u64(at) } else { NO_ROUTE };
         if block.args.cached != 0 {
-            return route;
+            return near(route);
         }
         if route != NO_ROUTE {
             route += shared::load_u32(block.shared.base + 4 * rank_of(route)) as u64;
@@ -69,8 +71,24 @@ unsafe fn resolve(block: &Block, token: u32) -> u64 {
         if inside {
             mem::store_u64(at, route);
         }
-        route
+        near(route)
     }
+}
+
+/// Whether a token goes to a rank of this node. Whether there is room for it does not matter.
+#[inline(always)]
+unsafe fn goes_near(block: &Block, token: u32) -> bool {
+    let args = block.args;
+    let exchange = &args.exchange;
+    let shape = &exchange.shape;
+    let ids = if args.cached != 0 { exchange.handle(exchange.handle.topk_idx) } else { args.topk_idx };
+    let mut goes = false;
+    for slot in 0..shape.topk {
+        // SAFETY: the contract of DispatchArgs; the token is one of the block's.
+        let expert = unsafe { mem::load_u32(ids.word(token * shape.topk + slot)) };
+        goes |= expert < shape.experts && block.is_near(expert / shape.experts_per_rank());
+    }
+    goes
 }
 
 /// The lanes' kept routes without gaps, in the same order: on lane n the nth of them.
@@ -90,17 +108,17 @@ fn close_up(route: u64, keep: bool) -> u64 {
     own
 }
 
-const fn rank_of(route: u64) -> u32 {
+pub(super) const fn rank_of(route: u64) -> u32 {
     (route >> 32) as u32
 }
 
-const fn row_of(route: u64) -> u32 {
+pub(super) const fn row_of(route: u64) -> u32 {
     route as u32
 }
 
 /// Calls `each` with every lane's route, on all lanes together.
 #[inline(always)]
-fn for_each_route(route: u64, mut each: impl FnMut(u64)) {
+pub(super) fn for_each_route(route: u64, mut each: impl FnMut(u64)) {
     let mut lanes = warp::ballot(warp::ALL, route != NO_ROUTE);
     while lanes != 0 {
         each(warp::shuffle_u64(warp::ALL, route, lanes.trailing_zeros()));
@@ -132,14 +150,54 @@ const HELD: u32 = 2;
 
 /// What travels beside a row, in so far as this lane has it: loaded once for all destinations, while the row is on its
 /// way.
-struct Companions {
-    token: u32,
+pub(super) struct Companions {
+    /// Whose it is, and its index there.
+    pub source: u32,
+    pub token: u32,
     /// This lane's slot: its expert, weight and, with the expert-major form, place.
-    expert: u32,
-    weight: u32,
-    place: u32,
+    pub expert: u32,
+    pub weight: u32,
+    pub place: u32,
     /// This lane's first words of scales.
-    scales: [u32; HELD as usize],
+    pub scales: [u32; HELD as usize],
+}
+
+/// Where that is from which no lane holds.
+pub(super) trait Beside {
+    /// Where a word of the row's scales is.
+    fn scale_at(&self, block: &Block, word: u32) -> Address;
+
+    /// Writes the row's part of every side tensor.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); the row in `peer`'s arena is this token's alone.
+    unsafe fn send_sides(&self, block: &Block, peer: Address, row: u32);
+}
+
+/// The call's arrays, at a token.
+struct Given(u32);
+
+impl Beside for Given {
+    #[inline(always)]
+    fn scale_at(&self, block: &Block, word: u32) -> Address {
+        scale_at(block, self.0, word)
+    }
+
+    #[inline(always)]
+    unsafe fn send_sides(&self, block: &Block, peer: Address, row: u32) {
+        for side in 0..MAX_SIDES as u32 {
+            let at = block.shared.sides + SIDE_BYTES * side;
+            // SAFETY: `list_sides` has written the list, before a barrier; the row is this token's alone.
+            unsafe {
+                let words = shared::load_u64(at);
+                let from = Address(shared::load_u64(at + 8)).offset(4 * self.0 as u64 * words);
+                let to = peer.offset(shared::load_u64(at + 16) + 4 * row as u64 * words);
+                for word in thread::lane_strided(words as u32) {
+                    mem::store_u32(to.word(word), mem::load_u32(from.word(word)));
+                }
+            }
+        }
+    }
 }
 
 impl Companions {
@@ -149,7 +207,7 @@ impl Companions {
         let exchange = &args.exchange;
         let shape = &exchange.shape;
         let mut companions =
-            Self { token, expert: u32::MAX, weight: 0, place: 0, scales: [0; HELD as usize] };
+            Self { source: exchange.rank, token, expert: u32::MAX, weight: 0, place: 0, scales: [0; 2] };
         // SAFETY: the contract of DispatchArgs.
         unsafe {
             if thread::lane() < shape.topk {
@@ -164,38 +222,36 @@ impl Companions {
                     companions.place = place(block, pair, companions.expert);
                 }
             }
-            let lane = thread::lane();
-            if lane < shape.scales {
-                companions.scales[0] = mem::load_u32(scale_at(block, token, lane));
-            }
-            if lane + thread::WARP < shape.scales {
-                companions.scales[1] = mem::load_u32(scale_at(block, token, lane + thread::WARP));
-            }
+            companions.load_scales(block, &Given(token));
         }
         companions
     }
 
-    /// Writes this token's part of every side tensor.
+    /// Begins to load the scales that lanes hold.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); what lies beside the row is there.
     #[inline(always)]
-    unsafe fn send_sides(&self, block: &Block, peer: Address, row: u32) {
-        for side in 0..MAX_SIDES as u32 {
-            let at = block.shared.sides + SIDE_BYTES * side;
-            // SAFETY: `list_sides` has written the list, before a barrier; the row is this token's alone.
-            unsafe {
-                let words = shared::load_u64(at);
-                let from = Address(shared::load_u64(at + 8)).offset(4 * self.token as u64 * words);
-                let to = peer.offset(shared::load_u64(at + 16) + 4 * row as u64 * words);
-                for word in thread::lane_strided(words as u32) {
-                    mem::store_u32(to.word(word), mem::load_u32(from.word(word)));
-                }
+    pub unsafe fn load_scales(&mut self, block: &Block, from: &impl Beside) {
+        let (lane, scales) = (thread::lane(), block.args.exchange.shape.scales);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if lane < scales {
+                self.scales[0] = mem::load_u32(from.scale_at(block, lane));
+            }
+            if lane + thread::WARP < scales {
+                self.scales[1] = mem::load_u32(from.scale_at(block, lane + thread::WARP));
             }
         }
     }
 
     /// Writes them beside the row of `route`: scales, expert ids as numbers of the destination, weights, the source, and
     /// side tensors.
+    ///
+    /// # Safety
+    /// The contract of [`DispatchArgs`](super::dispatch::DispatchArgs); the row of the route is this token's alone.
     #[inline(always)]
-    unsafe fn send<const BY_EXPERT: bool>(&self, block: &Block, route: u64) {
+    pub unsafe fn send<const BY_EXPERT: bool, B: Beside>(&self, block: &Block, route: u64, from: &B) {
         let args = block.args;
         let exchange = &args.exchange;
         let (shape, arena) = (&exchange.shape, &exchange.arena);
@@ -225,16 +281,16 @@ impl Companions {
             }
             let mut scale = lane + HELD * thread::WARP;
             while scale < shape.scales {
-                let value = mem::load_u32(scale_at(block, self.token, scale));
+                let value = mem::load_u32(from.scale_at(block, scale));
                 mem::store_u32(to.offset(4 * strides.place(0, scale)), value);
                 scale += thread::WARP;
             }
             if lane == 0 {
-                let source = (self.token as u64) << 32 | exchange.rank as u64;
+                let source = (self.token as u64) << 32 | self.source as u64;
                 mem::store_u64(peer.offset(arena.sources).long(row), source);
             }
             if shape.side_words[0] != 0 {
-                self.send_sides(block, peer, row);
+                from.send_sides(block, peer, row);
             }
         }
     }
@@ -268,7 +324,7 @@ pub unsafe fn list_sides(block: &Block) {
 
 /// Where a word of a token's scales is.
 #[inline(always)]
-fn scale_at(block: &Block, token: u32, word: u32) -> Address {
+pub(super) fn scale_at(block: &Block, token: u32, word: u32) -> Address {
     block.args.x_scales.offset(4 * block.args.x_scale_strides.place(token, word))
 }
 
@@ -336,11 +392,14 @@ impl Tally {
 
 /// Tells every peer that the rows of the chunk that ends with `token` are written, and which they are.
 #[inline(always)]
-unsafe fn signal_chunk(block: &Block, token: u32, tally: Tally) {
+unsafe fn signal_chunk<const ACROSS: bool>(block: &Block, token: u32, tally: Tally) {
     let exchange = &block.args.exchange;
     let (shape, arena) = (&exchange.shape, &exchange.arena);
     let chunk = token / CHUNK;
     for rank in thread::lane_strided(shape.ranks) {
+        if ACROSS && !block.is_near(rank) {
+            continue;
+        }
         // SAFETY: the contract of DispatchArgs; this warp has resolved the routes of the chunk's tokens, before a
         // barrier of the warp.
         unsafe {
@@ -361,14 +420,14 @@ unsafe fn signal_chunk(block: &Block, token: u32, tally: Tally) {
 /// # Safety
 /// The phases before have run on the whole block.
 #[inline(always)]
-pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
+pub unsafe fn plain<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let row_bytes = block.args.exchange.shape.row_bytes;
     let mut tally = Tally::NONE;
     for token in Walk::new::<BY_EXPERT>(block) {
         let from = block.args.x.offset(token as u64 * row_bytes as u64);
         // SAFETY: the contract of DispatchArgs.
         let (route, companions) =
-            unsafe { (resolve(block, token), Companions::load::<BY_EXPERT>(block, token)) };
+            unsafe { (resolve::<ACROSS>(block, token), Companions::load::<BY_EXPERT>(block, token)) };
         for_each_route(route, |route| {
             // SAFETY: as above.
             unsafe {
@@ -377,7 +436,7 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
                     let at = 16 * quad as u64;
                     mem::store_quad(to.offset(at), mem::load_quad(from.offset(at)));
                 }
-                companions.send::<BY_EXPERT>(block, route);
+                companions.send::<BY_EXPERT, _>(block, route, &Given(token));
             }
             if BY_EXPERT {
                 tally.count(route);
@@ -386,7 +445,7 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
         if BY_EXPERT && ends_chunk(block, token) {
             warp::barrier(warp::ALL);
             // SAFETY: as above.
-            unsafe { signal_chunk(block, token, tally) };
+            unsafe { signal_chunk::<ACROSS>(block, token, tally) };
             tally = Tally::NONE;
         }
     }
@@ -400,7 +459,7 @@ pub unsafe fn plain<const BY_EXPERT: bool>(block: &Block) {
 /// The phases before have run on the whole block.
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 #[inline(always)]
-pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
+pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let args = block.args;
     let row_bytes = args.exchange.shape.row_bytes;
     let (stages, stage_bytes) = (args.stages, args.stage_bytes);
@@ -412,7 +471,10 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
     let driver = thread::lane() == 0;
     // The next piece to load, and its buffer.
     let mut ahead = Walk::new::<BY_EXPERT>(block);
-    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.next(), 0, 0);
+    // A row that goes to other nodes alone is not loaded.
+    // SAFETY: the contract of DispatchArgs.
+    let is_loaded = |token: u32| !ACROSS || unsafe { goes_near(block, token) };
+    let (mut ahead_token, mut ahead_piece, mut ahead_stage) = (ahead.find(|&token| is_loaded(token)), 0, 0);
     let mut load_next = || {
         let Some(token) = ahead_token else { return };
         let offset = token as u64 * row_bytes as u64 + (ahead_piece * stage_bytes) as u64;
@@ -426,7 +488,7 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
         ahead_piece += 1;
         if ahead_piece == pieces {
             ahead_piece = 0;
-            ahead_token = ahead.next();
+            ahead_token = ahead.find(|&token| is_loaded(token));
         }
     };
 
@@ -446,8 +508,8 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
         // While the last row is read; ahead of this row's load rather than behind it (docs/performance.md).
         // SAFETY: the contract of DispatchArgs.
         let (route, companions) =
-            unsafe { (resolve(block, token), Companions::load::<BY_EXPERT>(block, token)) };
-        for piece in 0..pieces {
+            unsafe { (resolve::<ACROSS>(block, token), Companions::load::<BY_EXPERT>(block, token)) };
+        for piece in 0..if is_loaded(token) { pieces } else { 0 } {
             if driver {
                 // The buffer to load next is the one that the last piece's stores read.
                 bulk::wait_read();
@@ -469,7 +531,9 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
             }
             if piece == 0 {
                 // SAFETY: the contract of DispatchArgs.
-                for_each_route(route, |route| unsafe { companions.send::<BY_EXPERT>(block, route) });
+                for_each_route(route, |route| unsafe {
+                    companions.send::<BY_EXPERT, _>(block, route, &Given(token));
+                });
                 if BY_EXPERT {
                     for_each_route(route, |route| tally.count(route));
                 }
@@ -486,7 +550,7 @@ pub unsafe fn bulk<const BY_EXPERT: bool>(block: &Block) {
             }
             warp::barrier(warp::ALL);
             // SAFETY: the contract of DispatchArgs.
-            unsafe { signal_chunk(block, token, tally) };
+            unsafe { signal_chunk::<ACROSS>(block, token, tally) };
             tally = Tally::NONE;
         }
     }
