@@ -10,8 +10,8 @@ use input::{POISON, numbers, routing, same};
 use tokenrail::gpu::{Plain, View};
 use tokenrail::oracle::{self, ExpertMajor, Placement, Routing as Route, Side, TokenBatch};
 use tokenrail::{
-    Backend, Buffer, Config, Exchange, Group, Half, Input, Output, Outputs, Overflow, Received, Routing,
-    ScaleLayout, Slots, Stream, Tokens, Transport, Weights,
+    Backend, Buffer, Config, Exchange, Group, Half, Input, Member, Output, Outputs, Overflow, Received,
+    Routing, ScaleLayout, Slots, Stream, Tokens, Transport, Weights,
 };
 
 /// What to exchange.
@@ -90,9 +90,15 @@ impl Case {
 /// reference.
 pub fn check(case: &Case, backend: &Backend) {
     let ranks = case.tokens[0].len();
+    let near = near_ranks(&case.config, ranks) as u32;
+    check_among(case, Group::on_nodes(ranks as u32, near, backend).unwrap());
+}
+
+/// The same among these ranks, which may be some of a group.
+pub fn check_among(case: &Case, members: Vec<Member>) {
+    let ranks = case.tokens[0].len();
     let placement = Placement::new(ranks, case.config.experts as usize).unwrap();
     let rounds: Vec<_> = (0..case.tokens.len()).map(|round| Round::new(case, round, &placement)).collect();
-    let members = Group::on_nodes(ranks as u32, near_ranks(&case.config, ranks) as u32, backend).unwrap();
     std::thread::scope(|scope| {
         for member in members {
             scope.spawn(|| {
@@ -266,7 +272,7 @@ impl Rank<'_> {
     }
 
     fn meet(&self) {
-        self.exchange.all_gather((), "a step of the case", self.case.config.timeout).unwrap();
+        self.exchange.all_gather_bytes(Vec::new(), "a step of the case", self.case.config.timeout).unwrap();
     }
 
     fn upload<T: Plain>(&mut self, values: &[T]) -> View {

@@ -6,13 +6,15 @@
 #[path = "../common/low_latency.rs"]
 #[allow(dead_code, reason = "a part of it")]
 mod batches;
-#[path = "../common/input.rs"]
-mod input;
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "a part of it")]
+mod common;
 mod node;
 mod processes;
 #[path = "../skip/mod.rs"]
 mod skip;
 
+use common::input;
 use node::{Node, devices};
 use processes::{Pair, in_turn};
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! A process that is a node of two ranks.
 
 use super::batches::{self, Case};
+use super::common::{self, Calls};
 use std::io::{Read, Write, stdin, stdout};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
@@ -11,8 +12,8 @@ use tokenrail::fabric::Arrival;
 use tokenrail::fabric::verbs::{NicDescription, PortDescription, VerbsOptions, describe};
 use tokenrail::low_latency::{Input, Rows, Sums};
 use tokenrail::{
-    Backend, CombineFormat, Config, DispatchFormat, Error, Exchange, Group, Internode, LowLatency, Member,
-    Summation, Via,
+    Backend, CombineFormat, Config, DispatchFormat, Element, Error, Exchange, ExpertMajor, Group, Internode,
+    LowLatency, Member, Summation, Via,
 };
 
 /// Ranks of a node.
@@ -132,6 +133,31 @@ impl Node {
                 ..Case::new(config, &[&[6, 3, 0, 2], &[1, 6, 6, 4], &[0, 2, 5, 6]])
             };
             batches::check_among(&case, self.members(bootstrap, seed));
+        }
+        self.compare_throughput(bootstrap);
+    }
+
+    /// Dispatch and combine: bf16, with handles and biases; and FP8 with its scales, by expert.
+    fn compare_throughput(&self, bootstrap: &Arc<dyn Bootstrap>) {
+        let by_expert = ExpertMajor { alignment: 8, rows: None };
+        for (seed, element, expert_major, arrival) in [
+            (11, Element::Bf16, None, Arrival::Ordered),
+            (12, Element::Fp8E4m3, Some(by_expert), Arrival::Counted),
+        ] {
+            let config = Config {
+                element,
+                expert_major,
+                handles: Some(2),
+                in_flight: 2,
+                ranks_per_node: Some(RANKS),
+                internode: Some(self.internode(2, arrival)),
+                timeout: Duration::from_secs(60),
+                ..Config::new(12, 3, 512, 12)
+            };
+            let calls = Calls { follow: 1, biases: 1, ..Calls::default() };
+            let tokens: &[&[usize]] = &[&[12, 3, 0, 9], &[0, 12, 5, 1], &[12; 4]];
+            let case = common::Case { calls, ..common::Case::new(config, tokens, 5) };
+            common::check_among(&case, self.members(bootstrap, seed));
         }
     }
 
