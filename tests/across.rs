@@ -301,6 +301,26 @@ fn dispatches_that_are_not_combined() {
     }
 }
 
+/// Little keeps ranks from beginning a dispatch before the counts of the last one have come to all: nobody waits for rows.
+#[test]
+fn counts_of_dispatches_that_follow_each_other_at_once() {
+    let options = LoopbackOptions { ordered: false, delay_ns: 0..=60_000, ..LoopbackOptions::default() };
+    let via = Via::Loopback(Network::new(options));
+    let internode = Internode { arrival: Arrival::Counted, ..Internode::new(via) };
+    let config = on_nodes(Config { sms: Some(1), ..Config::new(8, 2, 64, 12) }, 1, internode);
+    on_ranks(&config, 2, 1, |member| {
+        let mut exchange = Exchange::new(member, &config).unwrap();
+        let stream = exchange.gpu().stream().unwrap();
+        let none = exchange.gpu().upload(&[0u32; 0]).unwrap();
+        meet(&exchange);
+        for _ in 0..300 {
+            exchange.dispatch(&stream, &Input::new(&none, &none, &none, 0)).unwrap();
+        }
+        exchange.finish(&stream).unwrap();
+        meet(&exchange);
+    });
+}
+
 #[test]
 fn patience_that_just_does_not_last_gives_an_error_or_all_rows() {
     let (mut late, mut right) = (0, 0);
