@@ -65,7 +65,7 @@ pub struct CombineAcrossArgs {
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 kernel!(
-    /// [`Combine`] across nodes: see [`across`](super::across). sm_90.
+    /// [`Combine`] across nodes: see [`super::across`]. sm_90.
     CombineAcross, tokenrail_combine_across, CombineAcrossArgs, combine_across_bulk
 );
 
