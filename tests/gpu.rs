@@ -228,6 +228,13 @@ fn across_nodes() {
                 check(&Case { config, tokens: rounds(4, 300), mask_one_in: 6, seed: 8, calls }, backend);
             }
         }
+        // Of full size, a rank a node.
+        let internode =
+            Internode { lanes: 4, ..Internode::new(Via::Loopback(Network::new(LoopbackOptions::default()))) };
+        let config = network::on_nodes(Config::new(256, 8, 7168, 4096), 1, internode);
+        let calls = Calls { outputs: Where::InPlace, ..Calls::default() };
+        let tokens = vec![vec![4096, 4096], vec![4096, 1]];
+        check(&Case { config, tokens, mask_one_in: 0, seed: 3, calls }, backend);
     });
 }
 
