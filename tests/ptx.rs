@@ -103,7 +103,7 @@ const LOW_LATENCY_DISPATCH_ACROSS: Source = Source {
     name: "tokenrail_low_latency_dispatch_across",
     barriers: 2 * 7 + 1,
     barriers_or: 2 * 4 + 1,
-    flags_awaited: 45,
+    flags_awaited: 15 + 10 * RING,
     ..LOW_LATENCY_DISPATCH
 };
 
@@ -124,7 +124,7 @@ const LOW_LATENCY_COMBINE_ACROSS: Source = Source {
     name: "tokenrail_low_latency_combine_across",
     barriers: 4,
     barriers_or: 2,
-    flags_awaited: 16,
+    flags_awaited: 4 + 4 * RING,
     ..LOW_LATENCY_COMBINE
 };
 
