@@ -10,7 +10,7 @@ use common::overlap::{self, On};
 use common::random::{Limits, on_nodes_of_fewer};
 use common::{Back, Calls, Case, Where, check};
 use half::bf16;
-use network::{networks, on_nodes};
+use network::{loopback, networks, on_nodes};
 use proptest::prelude::*;
 use std::time::Duration;
 use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxyStatistics};
@@ -19,12 +19,6 @@ use tokenrail::{
     ArenaMemory, Backend, Config, Element, Error, Exchange, ExpertMajor, Group, Half, Input, Internode,
     LowLatency, Member, Output, Overflow, Received, Routing, Stream, Tokens, Via,
 };
-
-fn loopback(ordered: bool) -> Internode {
-    let options = LoopbackOptions { ordered, delay_ns: 100..=5_000, ..LoopbackOptions::default() };
-    let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
-    Internode { arrival, lanes: 2, ..Internode::new(Via::Loopback(Network::new(options))) }
-}
 
 #[test]
 fn two_nodes_of_one_rank() {

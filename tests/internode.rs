@@ -10,7 +10,7 @@ mod input;
 mod network;
 
 use batches::{Case, Limits, cases, check, config};
-use network::{networks, on_nodes};
+use network::{loopback, networks, on_nodes};
 use proptest::prelude::*;
 use std::time::Duration;
 use tokenrail::fabric::{Arrival, Cause, LoopbackOptions, Network, ProxySpeed};
@@ -19,12 +19,6 @@ use tokenrail::{
     ArenaMemory, Backend, CombineFormat, Config, DispatchFormat, Error, Exchange, Group, Internode,
     LowLatency, Member, Summation, Via,
 };
-
-fn loopback(ordered: bool) -> Internode {
-    let options = LoopbackOptions { ordered, delay_ns: 100..=5_000, ..LoopbackOptions::default() };
-    let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
-    Internode { arrival, lanes: 2, ..Internode::new(Via::Loopback(Network::new(options))) }
-}
 
 #[test]
 fn low_latency_between_two_nodes_of_one_rank() {

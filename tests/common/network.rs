@@ -9,6 +9,14 @@ pub fn on_nodes(config: Config, ranks_per_node: u32, internode: Internode) -> Co
     Config { ranks_per_node: Some(ranks_per_node), internode: Some(internode), ..config }
 }
 
+/// A network with delays, that keeps the order of lanes or does not.
+#[allow(dead_code, reason = "the GPUs' tests have none of the delays")]
+pub fn loopback(ordered: bool) -> Internode {
+    let options = LoopbackOptions { ordered, delay_ns: 100..=5_000, ..LoopbackOptions::default() };
+    let arrival = if ordered { Arrival::Ordered } else { Arrival::Counted };
+    Internode { arrival, lanes: 2, ..Internode::new(Via::Loopback(Network::new(options))) }
+}
+
 /// Random networks: some keep the order of lanes, others count.
 pub fn networks() -> impl Strategy<Value = Internode> {
     let parts = (any::<bool>(), any::<u16>(), 0u64..20_000, 1u32..5, 1u32..40);

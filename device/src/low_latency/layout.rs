@@ -200,7 +200,7 @@ impl Shape {
 
     /// Bytes of what goes to other nodes beside a token's row: for each slot, [`far_slot`].
     pub const fn far_slots_bytes(&self) -> u32 {
-        (8 * self.topk).next_multiple_of(16)
+        (4 * far_slot::WORDS * self.topk).next_multiple_of(16)
     }
 
     /// Bytes of a message to ranks of other nodes, the same for all of them.
