@@ -3,7 +3,11 @@
 #[cfg(feature = "cuda")]
 fn main() -> Result<(), nvvm_builder::Error> {
     use nvvm_builder::{Arch, NvvmBuilder};
-    NvvmBuilder::new("device").arch(Arch::Sm80).arch(Arch::Sm90).arch(Arch::Sm100).build()?;
+    let mut builder = NvvmBuilder::new("device").arch(Arch::Sm80).arch(Arch::Sm90).arch(Arch::Sm100);
+    if cfg!(feature = "reference") {
+        builder = builder.reference("reference/kernels.cu", &[Arch::Sm90]);
+    }
+    builder.build()?;
     Ok(())
 }
 

@@ -335,6 +335,7 @@ impl Exchange {
             workspace: workspace(self.plan.work_offset(flight)),
             handle_at: workspace(self.plan.handle_offset(handle)),
             report: self.flights[flight as usize].report.address(),
+            trace: tokenrail_device::gpu::mem::Address::NULL,
             timeout_ns: self.config.timeout.as_nanos() as u64,
             rank: self.rank(),
             flight,

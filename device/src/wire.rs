@@ -501,6 +501,8 @@ pub struct Exchange {
     pub handle_at: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
+    /// Where what warps do is recorded; null to record nothing.
+    pub trace: Address,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
     /// This rank.

@@ -527,6 +527,7 @@ impl<'a> Calls<'a> {
             workspace: exchange.workspace.address().offset(exchange.plan.batch_work_offset(index)),
             own: exchange.arena.own().address().offset(exchange.plan.batch_arena_offset(index)),
             report: exchange.batches[index as usize].report.address(),
+            trace: Address::NULL,
             link: exchange.link.as_ref().map_or(NOWHERE, |link| {
                 link.device_side(index * channel::COUNT, exchange.plan.batch_arena_offset(index))
             }),

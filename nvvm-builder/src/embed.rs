@@ -9,9 +9,9 @@ const TYPES: &str = r#"/// The kernels for one architecture, as one lane of the 
 pub struct KernelImage {
     /// The compute capability as one number: 90 for `sm_90`.
     pub sm: u32,
-    /// `"nvvm"` or `"llvm"`.
+    /// `"nvvm"`, `"llvm"` or `"nvcc"`.
     pub lane: &'static str,
-    /// Whether this is the lane to load; the other is there to be compared with.
+    /// Whether this is the lane to load; the others are there to be compared with.
     pub preferred: bool,
     /// The module as PTX, for any GPU of this compute capability or later.
     pub ptx: &'static str,

@@ -9,13 +9,14 @@ pub const CARGO: &str = "NVVM_BUILDER_CARGO";
 pub const LANE: &str = "NVVM_BUILDER_LANE";
 pub const LIBNVVM: &str = "NVVM_BUILDER_LIBNVVM";
 pub const PTXAS: &str = "NVVM_BUILDER_PTXAS";
+pub const NVCC: &str = "NVVM_BUILDER_NVCC";
 
 /// Where a CUDA toolkit may be, most explicit first.
 const CUDA_ROOTS: [&str; 4] = ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
 
 /// A change of any of these changes the result.
-pub const ALL: [&str; 9] =
-    [RUSTC, CARGO, LANE, LIBNVVM, PTXAS, CUDA_ROOTS[0], CUDA_ROOTS[1], CUDA_ROOTS[2], CUDA_ROOTS[3]];
+pub const ALL: [&str; 10] =
+    [RUSTC, CARGO, LANE, LIBNVVM, PTXAS, NVCC, CUDA_ROOTS[0], CUDA_ROOTS[1], CUDA_ROOTS[2], CUDA_ROOTS[3]];
 
 /// The environment, with what the caller set on top.
 #[derive(Debug, Clone, Default)]

@@ -76,6 +76,27 @@ pub enum Error {
         log: String,
     },
 
+    /// There is no nvcc, and [`NvvmBuilder::reference`](crate::NvvmBuilder::reference) needs one.
+    #[error(
+        "no nvcc to compile the reference in CUDA C++ with. Looked at:\n{tried}It comes with a CUDA toolkit or with the \
+         Python package nvidia-cuda-nvcc; NVVM_BUILDER_NVCC names the file itself"
+    )]
+    NoNvcc {
+        /// One line for each place looked at.
+        tried: String,
+    },
+
+    /// nvcc refused the reference.
+    #[error("nvcc refused {} for {arch}:\n{log}", path.display())]
+    Nvcc {
+        /// The file of CUDA C++.
+        path: PathBuf,
+        /// The architecture.
+        arch: Arch,
+        /// What nvcc printed.
+        log: String,
+    },
+
     /// ptxas refused the PTX.
     #[error("ptxas refused the PTX of the {lane} lane for {arch}:\n{log}")]
     Ptxas {

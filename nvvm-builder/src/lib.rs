@@ -6,6 +6,7 @@ mod env;
 mod error;
 mod ir;
 mod libnvvm;
+mod nvcc;
 pub mod ptx;
 mod ptxas;
 
@@ -14,6 +15,7 @@ pub use error::Error;
 use compiler::{Compiler, DeviceCode};
 use env::Env;
 use libnvvm::LibNvvm;
+use nvcc::Nvcc;
 use ptxas::{Ptxas, Verdict};
 use std::ffi::OsString;
 use std::fmt;
@@ -85,21 +87,24 @@ impl fmt::Display for Arch {
     }
 }
 
-/// A way from LLVM IR to PTX.
+/// A way to PTX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// NVIDIA's libNVVM.
     Nvvm,
     /// LLVM's own backend, inside rustc.
     Llvm,
+    /// nvcc, from [a reference in CUDA C++](NvvmBuilder::reference). Only to be compared with.
+    Nvcc,
 }
 
 impl Lane {
-    /// `"nvvm"` or `"llvm"`.
+    /// `"nvvm"`, `"llvm"` or `"nvcc"`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nvvm => "nvvm",
             Self::Llvm => "llvm",
+            Self::Nvcc => "nvcc",
         }
     }
 }
@@ -110,6 +115,7 @@ impl fmt::Display for Lane {
     }
 }
 
+/// From the name of a lane that kernels in Rust can go through.
 impl FromStr for Lane {
     type Err = &'static str;
 
@@ -155,7 +161,7 @@ pub struct Image {
     pub arch: Arch,
     /// The lane.
     pub lane: Lane,
-    /// Whether this is the lane to load; the other is there to be compared with.
+    /// Whether this is the lane to load; the others are there to be compared with.
     pub preferred: bool,
     /// The file of PTX.
     pub ptx: PathBuf,
@@ -189,6 +195,7 @@ pub struct NvvmBuilder {
     lane: Option<Lane>,
     features: Vec<String>,
     allowed_spills: Vec<String>,
+    reference: Option<(PathBuf, Vec<Arch>)>,
     out_dir: Option<PathBuf>,
     env: Env,
 }
@@ -203,6 +210,7 @@ impl NvvmBuilder {
             lane: None,
             features: Vec::new(),
             allowed_spills: Vec::new(),
+            reference: None,
             out_dir: None,
             env: Env::default(),
         }
@@ -235,6 +243,13 @@ impl NvvmBuilder {
         self
     }
 
+    /// Has nvcc compile a file of CUDA C++ with the same kernels, for these of the architectures: images of
+    /// [`Lane::Nvcc`], never preferred. The folder of the file is watched.
+    pub fn reference(mut self, source: impl Into<PathBuf>, archs: &[Arch]) -> Self {
+        self.reference = Some((source.into(), archs.to_vec()));
+        self
+    }
+
     /// Where the files go; `OUT_DIR` without this.
     pub fn out_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.out_dir = Some(dir.into());
@@ -248,7 +263,7 @@ impl NvvmBuilder {
         self
     }
 
-    /// Builds every architecture through both lanes, and writes the PTX, the cubins and `kernels.rs`.
+    /// Builds every architecture through both lanes, the reference if there is one, and writes the PTX, the cubins and `kernels.rs`.
     ///
     /// # Errors
     /// A missing piece, a failed compilation, and whatever is wrong with the lane to load. A failure of the other lane
@@ -281,6 +296,10 @@ impl NvvmBuilder {
         let libnvvm = libnvvm.ok();
         let ptxas = Ptxas::find(&self.env)?.map_err(|reason| warnings.push(reason)).ok();
 
+        let reference = self.reference.as_ref();
+        let reference =
+            reference.map(|(source, archs)| Reference::find(&self.env, source, archs)).transpose()?;
+
         let lock_file = compiler.lock_file(&manifest);
         let locked = lock_file.is_some();
 
@@ -290,6 +309,7 @@ impl NvvmBuilder {
         watched.extend(Some(compiler.rustc.clone()).filter(|rustc| rustc.is_absolute()));
         watched.extend(libnvvm.as_ref().map(|libnvvm| libnvvm.path.clone()));
         watched.extend(ptxas.as_ref().map(|ptxas| ptxas.path.clone()));
+        watched.extend(reference.iter().flat_map(Reference::watched));
         rerun_if_changed(&watched);
 
         // Architectures have nothing in common, not even `core`: each is a build of its own, beside the others.
@@ -326,6 +346,10 @@ impl NvvmBuilder {
                     Err(error) if preferred => return Err(error),
                     Err(error) => warnings.push(format!("the {made_by} lane is left out: {error}")),
                 }
+            }
+            if let Some(reference) = reference.as_ref().filter(|reference| reference.archs.contains(&arch)) {
+                let image = reference.compile(arch, &out_dir)?;
+                images.push(self.judge(image, ptxas.as_ref(), warnings)?);
             }
         }
 
@@ -403,6 +427,33 @@ impl NvvmBuilder {
             warnings.push(error.to_string());
         }
         Ok(Image { cubin: Some(cubin), kernels, ..image })
+    }
+}
+
+/// The same kernels in CUDA C++.
+struct Reference {
+    source: PathBuf,
+    archs: Vec<Arch>,
+    nvcc: Nvcc,
+}
+
+impl Reference {
+    fn find(env: &Env, source: &Path, archs: &[Arch]) -> Result<Self, Error> {
+        let source = std::path::absolute(source).map_err(Error::io(source))?;
+        Ok(Self { source, archs: archs.to_vec(), nvcc: Nvcc::find(env)? })
+    }
+
+    fn watched(&self) -> [PathBuf; 2] {
+        [self.source.parent().unwrap_or(&self.source).to_owned(), self.nvcc.path.clone()]
+    }
+
+    /// The image, not yet judged.
+    fn compile(&self, arch: Arch, out_dir: &Path) -> Result<Image, Error> {
+        let lane = Lane::Nvcc;
+        let ptx = out_dir.join(format!("kernels-{arch}-{lane}.ptx"));
+        let text = ptx::retarget(&self.nvcc.compile(&self.source, arch, &ptx)?, arch);
+        std::fs::write(&ptx, text).map_err(Error::io(&ptx))?;
+        Ok(Image { arch, lane, preferred: false, ptx, cubin: None, kernels: Vec::new() })
     }
 }
 

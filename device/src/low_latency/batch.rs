@@ -60,6 +60,8 @@ pub struct Batch {
     pub own: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
+    /// Where what warps do is recorded; null to record nothing.
+    pub trace: Address,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
     /// The way to ranks of other nodes, where there are any. Its channels are [`channel`]'s.
