@@ -5,7 +5,7 @@ use super::rank::Cell;
 use crate::measure::{Times, copy_bytes};
 use crate::report::table;
 use crate::workload::Workload;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokenrail::Config;
 use tokenrail::gpu::Description;
 
@@ -99,7 +99,7 @@ pub struct Timed {
 }
 
 /// Median, and what a tenth is below and above. µs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// A tenth is below.
     pub p10: f64,
