@@ -132,7 +132,7 @@ pub struct BackendArgs {
     #[arg(long, value_delimiter = ',')]
     pub devices: Vec<usize>,
     /// Compiler lane whose kernels are loaded [default: the build's]
-    #[arg(long, value_parser = ["nvvm", "llvm"])]
+    #[arg(long, value_parser = ["nvvm", "llvm", "nvcc"])]
     pub lane: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! `tokenrail latency`: how long low-latency calls take, whole and in halves, launched one by one and from a graph.
 
 pub mod args;
-mod rank;
+pub mod rank;
 
 use crate::meet::{all_ranks, print_failures};
 use crate::progress::Progress;

@@ -3,7 +3,7 @@
 use crate::workload::join;
 use std::thread;
 use std::time::Duration;
-use tokenrail::{Error, Exchange, Member};
+use tokenrail::{Error, Exchange};
 
 /// How much longer than for a kernel's deadline ranks wait for each other on the host, where they compare.
 pub const HOST_PATIENCE: Duration = Duration::from_secs(60);
@@ -34,10 +34,10 @@ pub fn together<T>(exchange: &Exchange, result: Result<T, Error>) -> Result<T, F
     }
 }
 
-/// Runs every rank in a thread of its own.
-pub fn all_ranks<T: Send>(
-    members: Vec<Member>,
-    work: impl Fn(Member) -> Result<T, Failure> + Sync,
+/// Runs every rank in a thread of its own. What it is given is a [`Member`](tokenrail::Member), or several of one rank.
+pub fn all_ranks<M: Send, T: Send>(
+    members: Vec<M>,
+    work: impl Fn(M) -> Result<T, Failure> + Sync,
 ) -> Vec<Result<T, Failure>> {
     thread::scope(|scope| {
         let work = &work;

@@ -1,7 +1,7 @@
 //! `tokenrail sweep`: throughput over multiprocessors, tokens, elements, routings and forms.
 
 pub mod args;
-mod rank;
+pub mod rank;
 mod row;
 mod sample;
 
@@ -185,7 +185,7 @@ impl<'a> Sweep<'a> {
         let all_sms = || cells.iter().flat_map(|cell| [cell.dispatch_sms, cell.combine_sms]);
         let most = all_sms().max().unwrap_or(1);
         let config = Config { sms: Some(most.min(self.device().default_sms)), max_sms: most, ..config };
-        let config = self.with_room(workload, config);
+        let config = with_room(workload, config);
         let samples = if self.args.no_check { Vec::new() } else { sample::samples(workload, &config) };
         let mut ceilings: Vec<u32> =
             all_sms().filter(|sms| self.results.copies.iter().all(|copy| copy.sms != *sms)).collect();
@@ -235,21 +235,6 @@ impl<'a> Sweep<'a> {
         cells.collect()
     }
 
-    /// As many expert-major rows as the routing takes: the most there could be would not fit a GPU for long batches.
-    fn with_room(&self, workload: &Workload, config: Config) -> Config {
-        let Some(form) = config.expert_major else { return config };
-        let placement = &workload.placement;
-        let mut pairs = vec![0u32; placement.experts()];
-        let slots = workload.batches.iter().flat_map(|batch| &batch.topk_idx);
-        slots.filter_map(|&expert| usize::try_from(expert).ok()).for_each(|expert| pairs[expert] += 1);
-        let rows = |rank: usize| {
-            let own = &pairs[placement.experts_of(rank)];
-            own.iter().map(|count| count.next_multiple_of(form.alignment.max(1))).sum::<u32>()
-        };
-        let rows = (0..placement.ranks()).map(rows).max();
-        Config { expert_major: Some(tokenrail::ExpertMajor { rows, ..form }), ..config }
-    }
-
     fn collect(
         &mut self,
         workload: &Workload,
@@ -282,6 +267,21 @@ impl<'a> Sweep<'a> {
             });
         }
     }
+}
+
+/// As many expert-major rows as the routing takes: the most there could be would not fit a GPU for long batches.
+pub fn with_room(workload: &Workload, config: Config) -> Config {
+    let Some(form) = config.expert_major else { return config };
+    let placement = &workload.placement;
+    let mut pairs = vec![0u32; placement.experts()];
+    let slots = workload.batches.iter().flat_map(|batch| &batch.topk_idx);
+    slots.filter_map(|&expert| usize::try_from(expert).ok()).for_each(|expert| pairs[expert] += 1);
+    let rows = |rank: usize| {
+        let own = &pairs[placement.experts_of(rank)];
+        own.iter().map(|count| count.next_multiple_of(form.alignment.max(1))).sum::<u32>()
+    };
+    let rows = (0..placement.ranks()).map(rows).max();
+    Config { expert_major: Some(tokenrail::ExpertMajor { rows, ..form }), ..config }
 }
 
 /// A choice as it is written on the command line.

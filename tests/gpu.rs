@@ -19,22 +19,26 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::time::Duration;
 use tokenrail::fabric::{Arrival, LoopbackOptions, Network, ProxySpeed};
-use tokenrail::gpu::CudaOptions;
+use tokenrail::gpu::{CudaOptions, images};
 use tokenrail::{
     Backend, Buffer, Config, Element, Exchange, ExpertMajor, Group, Input, Internode, LowLatency, Member,
     Stream, Transport, Via,
 };
 
-/// Runs `test` on both lanes, or says why it does not. Threads of the test runner share the GPUs, and tests whose
+/// Runs `test` on every lane that the GPUs can run, or says why it does not. Threads of the test runner share the GPUs, and tests whose
 /// kernels occupy them all would wait for each other: one at a time.
 fn on_gpus(test: impl Fn(&Backend)) {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Err(error) = Backend::cuda_devices() {
-        skip::skipped(error);
-        return;
-    }
-    for lane in ["nvvm", "llvm"] {
+    let devices = match Backend::cuda_devices() {
+        Ok(devices) => devices,
+        Err(error) => {
+            skip::skipped(error);
+            return;
+        }
+    };
+    let capability = devices.iter().map(|device| device.capability).min().unwrap_or(0);
+    for lane in images::lanes(capability) {
         test(&Backend::Cuda(CudaOptions { lane: Some(lane.into()), ..CudaOptions::default() }));
     }
 }

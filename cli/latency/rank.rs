@@ -80,16 +80,18 @@ pub struct Outcome {
 }
 
 /// Memory of a rank beside the exchange, which stays until all have done.
-struct Memory {
+pub struct Memory {
     x: Buffer,
     topk_idx: Buffer,
     topk_weights: Buffer,
     rows: Buffer,
     scales: Buffer,
     y: Buffer,
-    combined: Buffer,
+    /// Out: what is combined.
+    pub combined: Buffer,
     busy: Busy,
-    stream: Stream,
+    /// What all calls are queued on.
+    pub stream: Stream,
 }
 
 /// Measures every cell.
@@ -99,7 +101,8 @@ struct Memory {
 pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
     let mut exchange = Exchange::new(member, job.config)?;
     exchange.all_gather(true, "the start", HOST_PATIENCE)?;
-    let memory = Memory::new(&exchange, job);
+    let most = job.args.tokens.iter().copied().max().unwrap_or(0);
+    let memory = Memory::new(&exchange, job.workload, most, job.args.weights());
     let memory = together(&exchange, memory)?;
     let mut outcome = Outcome {
         times: Vec::new(),
@@ -110,7 +113,8 @@ pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
     let mut comparison = Comparison::new(exchange.rank() as usize);
     let mut graphs = Vec::new();
     for (tokens, sms) in job.cells() {
-        let mut cell = Cell { exchange: &mut exchange, memory: &memory, job, tokens, sms };
+        let (config, iterations) = (job.config, job.args.iterations());
+        let mut cell = Cell { exchange: &mut exchange, memory: &memory, config, tokens, sms, iterations };
         let graph = cell.capture();
         let graph = together(cell.exchange, graph)?;
         let times = cell.times(&graph);
@@ -132,14 +136,17 @@ fn pattern(rank: usize) -> Vec<bf16> {
 }
 
 impl Memory {
-    fn new(exchange: &Exchange, job: &Job) -> Result<Self, Error> {
+    /// For up to `most` tokens a call, and so many bytes of weights.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without enough memory.
+    pub fn new(exchange: &Exchange, workload: &Workload, most: u32, weights: usize) -> Result<Self, Error> {
         let gpu = exchange.gpu();
         let rank = exchange.rank() as usize;
-        let batch = &job.workload.batches[rank];
+        let batch = &workload.batches[rank];
         let hidden = batch.hidden;
-        let experts = job.workload.placement.experts().div_ceil(exchange.ranks() as usize);
-        let most = job.args.tokens.iter().copied().max().unwrap_or(0) as usize;
-        let rows = experts * exchange.ranks() as usize * most;
+        let experts = workload.placement.experts().div_ceil(exchange.ranks() as usize);
+        let rows = experts * exchange.ranks() as usize * most as usize;
         let stream = gpu.stream()?;
         let y = gpu.alloc(2 * rows * hidden)?;
         let pattern = gpu.upload(&pattern(rank))?;
@@ -155,7 +162,7 @@ impl Memory {
             scales: gpu.alloc(4 * rows * hidden.div_ceil(128))?,
             y,
             combined: gpu.alloc(2 * batch.tokens * hidden)?,
-            busy: Busy::new(gpu, job.args.weights())?,
+            busy: Busy::new(gpu, weights)?,
             stream,
         };
         memory.stream.synchronize()?;
@@ -184,12 +191,19 @@ impl Memory {
 }
 
 /// One measurement.
-struct Cell<'a> {
-    exchange: &'a mut Exchange,
-    memory: &'a Memory,
-    job: &'a Job<'a>,
-    tokens: u32,
-    sms: Option<u32>,
+pub struct Cell<'a> {
+    /// The exchange.
+    pub exchange: &'a mut Exchange,
+    /// All that is beside it.
+    pub memory: &'a Memory,
+    /// Its settings.
+    pub config: &'a Config,
+    /// Tokens of each rank.
+    pub tokens: u32,
+    /// Multiprocessors of a kernel, if not as many as the library takes.
+    pub sms: Option<u32>,
+    /// Timed repetitions.
+    pub iterations: u32,
 }
 
 impl Cell<'_> {
@@ -204,7 +218,7 @@ impl Cell<'_> {
 
     /// A dispatch and its combine, with what comes in between.
     fn batch<T>(&mut self, between: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        let (memory, config) = (self.memory, self.job.config);
+        let (memory, config) = (self.memory, self.config);
         let (input, rows, sums) = (memory.input(self.tokens), memory.rows(config), memory.sums(config));
         let mut calls = self.calls()?;
         let batch = calls.dispatch(&memory.stream, &input, &rows)?;
@@ -215,7 +229,7 @@ impl Cell<'_> {
 
     /// The same in halves, with a step between each two of them, and before and after all.
     fn halves<T>(&mut self, mut step: impl FnMut() -> Result<T, Error>) -> Result<[T; 4], Error> {
-        let (memory, config) = (self.memory, self.job.config);
+        let (memory, config) = (self.memory, self.config);
         let (stream, input, rows) = (&memory.stream, memory.input(self.tokens), memory.rows(config));
         let sums = memory.sums(config);
         let mut calls = self.calls()?;
@@ -248,13 +262,41 @@ impl Cell<'_> {
         Ok(graph)
     }
 
+    /// Repetitions before the timed ones.
+    fn warmup(&self) -> u32 {
+        self.iterations.min(10)
+    }
+
+    /// Times of all [`PARTS`].
     fn times(&mut self, graph: &Graph) -> Result<[Vec<f64>; PARTS.len()], Error> {
-        let (memory, iterations) = (self.memory, self.job.args.iterations());
-        let stream = &memory.stream;
-        self.exchange.gpu().fill(stream, memory.combined.view(), POISON)?;
-        let mut times: [Vec<f64>; PARTS.len()] = Default::default();
-        let warmup = iterations.min(10);
-        // Whole calls.
+        self.exchange.gpu().fill(&self.memory.stream, self.memory.combined.view(), POISON)?;
+        let [dispatch, combine] = self.whole()?;
+        let [both, replayed] = self.row(graph)?;
+        let [send, receive, send_back, sum] = self.apart()?;
+        let [launch, weights, beside_dispatch, beside_combine] = self.beside()?;
+        Ok([
+            dispatch,
+            combine,
+            both,
+            replayed,
+            send,
+            receive,
+            send_back,
+            sum,
+            launch,
+            weights,
+            beside_dispatch,
+            beside_combine,
+        ])
+    }
+
+    /// Whole calls: dispatch and combine.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn whole(&mut self) -> Result<[Vec<f64>; 2], Error> {
+        let (stream, warmup, iterations) = (&self.memory.stream, self.warmup(), self.iterations);
+        let mut times: [Vec<f64>; 2] = Default::default();
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
             self.head_start(iteration)?;
@@ -270,25 +312,42 @@ impl Cell<'_> {
             times[0].push(micros(begin, between)?);
             times[1].push(micros(between, end)?);
         }
-        // Several in a row, launched and replayed.
+        Ok(times)
+    }
+
+    /// A batch's share of several in a row, launched and replayed.
+    fn row(&mut self, graph: &Graph) -> Result<[Vec<f64>; 2], Error> {
+        let (memory, iterations) = (self.memory, self.iterations);
+        let stream = &memory.stream;
+        let mut times: [Vec<f64>; 2] = Default::default();
         for _ in 0..iterations.div_ceil(ROW) + 1 {
             memory.busy.pause(stream, HEAD_START)?;
             let begin = stream.record()?;
             (0..ROW).try_for_each(|_| self.batch(|| Ok(())))?;
             let end = stream.record()?;
             stream.synchronize()?;
-            times[2].push(micros(&begin, &end)? / f64::from(ROW));
+            times[0].push(micros(&begin, &end)? / f64::from(ROW));
             memory.busy.pause(stream, HEAD_START)?;
             let begin = stream.record()?;
             graph.launch(stream)?;
             let end = stream.record()?;
             stream.synchronize()?;
-            times[3].push(micros(&begin, &end)? / f64::from(ROW));
+            times[1].push(micros(&begin, &end)? / f64::from(ROW));
         }
-        times[2].remove(0);
-        times[3].remove(0);
+        times[0].remove(0);
+        times[1].remove(0);
         self.exchange.finish(stream)?;
-        // Halves, each with all that it needs there.
+        Ok(times)
+    }
+
+    /// Halves, each with all that it needs there.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn apart(&mut self) -> Result<[Vec<f64>; 4], Error> {
+        let (memory, warmup, iterations) = (self.memory, self.warmup(), self.iterations);
+        let stream = &memory.stream;
+        let mut times: [Vec<f64>; 4] = Default::default();
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
             self.head_start(iteration)?;
@@ -306,12 +365,19 @@ impl Cell<'_> {
         }
         self.exchange.finish(stream)?;
         for (begin, [sent, received, sent_back, summed]) in &events[warmup as usize..] {
-            times[4].push(micros(begin, &sent[0])?);
-            times[5].push(micros(&sent[1], &received[0])?);
-            times[6].push(micros(&received[1], &sent_back[0])?);
-            times[7].push(micros(&sent_back[1], &summed[0])?);
+            times[0].push(micros(begin, &sent[0])?);
+            times[1].push(micros(&sent[1], &received[0])?);
+            times[2].push(micros(&received[1], &sent_back[0])?);
+            times[3].push(micros(&sent_back[1], &summed[0])?);
         }
-        // Nothing, weights alone, and weights beside what is on its way.
+        Ok(times)
+    }
+
+    /// Nothing, weights alone, and weights beside what is on its way.
+    fn beside(&mut self) -> Result<[Vec<f64>; 4], Error> {
+        let (memory, warmup, iterations) = (self.memory, self.warmup(), self.iterations);
+        let stream = &memory.stream;
+        let mut times: [Vec<f64>; 4] = Default::default();
         let mut events = Vec::new();
         for iteration in 0..warmup + iterations {
             self.head_start(iteration)?;
@@ -332,10 +398,10 @@ impl Cell<'_> {
         }
         self.exchange.finish(stream)?;
         for ([begin, launched, read], [sent, _, sent_back, _]) in &events[warmup as usize..] {
-            times[8].push(micros(begin, launched)?);
-            times[9].push(micros(launched, read)?);
-            times[10].push(micros(&sent[0], &sent[1])?);
-            times[11].push(micros(&sent_back[0], &sent_back[1])?);
+            times[0].push(micros(begin, launched)?);
+            times[1].push(micros(launched, read)?);
+            times[2].push(micros(&sent[0], &sent[1])?);
+            times[3].push(micros(&sent_back[0], &sent_back[1])?);
         }
         Ok(times)
     }

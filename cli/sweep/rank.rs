@@ -65,8 +65,9 @@ pub struct Outcome {
 }
 
 /// Memory of a rank beside the exchange, which stays until all have done.
-struct Memory {
-    tokens: Tokens,
+pub struct Memory {
+    /// What is dispatched, and where it is combined to.
+    pub tokens: Tokens,
     by_expert: Option<Buffer>,
     scratch: Buffer,
 }
@@ -76,19 +77,7 @@ struct Memory {
 /// # Errors
 /// What the library says. A rank that fails lets the others know, so that none waits for it.
 pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
-    let mut exchange = Exchange::new(member, job.config)?;
-    // A rank that fails to set up tells nobody: find that out before the long waits.
-    exchange.all_gather(true, "the start", job.config.timeout)?;
-    // Each step is one that all ranks have done before any goes on: to allocate and to free may wait for all kernels of a
-    // GPU, among them those of a rank that shares it and waits for this one.
-    let tokens = upload(&exchange, job);
-    let (tokens, scratch, stream) = together(&exchange, tokens)?;
-    let begun = begin(&mut exchange, &stream, &tokens);
-    let received = together(&exchange, begun)?;
-    let room = received.by_expert().map(|form| form.experts.bytes() / 4 * 2 * job.config.hidden as usize);
-    let by_expert = room.map(|bytes| exchange.gpu().alloc(bytes)).transpose();
-    let by_expert = together(&exchange, by_expert)?;
-    let memory = Memory { tokens, by_expert, scratch };
+    let (mut exchange, stream, memory) = set_up(member, job)?;
     let mut outcome = Outcome { copies: copies(&exchange, &stream, job)?, ..Outcome::default() };
     let mut comparison = Comparison::new(exchange.rank() as usize);
     for cell in job.cells {
@@ -102,6 +91,26 @@ pub fn work(member: Member, job: &Job) -> Result<Outcome, Failure> {
     // Nobody frees memory before all have done.
     together(&exchange, Ok(()))?;
     Ok(outcome)
+}
+
+/// Everything that a measurement needs.
+///
+/// # Errors
+/// As [`work`].
+pub fn set_up(member: Member, job: &Job) -> Result<(Exchange, Stream, Memory), Failure> {
+    let mut exchange = Exchange::new(member, job.config)?;
+    // A rank that fails to set up tells nobody: find that out before the long waits.
+    exchange.all_gather(true, "the start", job.config.timeout)?;
+    // Each step is one that all ranks have done before any goes on: to allocate and to free may wait for all kernels of a
+    // GPU, among them those of a rank that shares it and waits for this one.
+    let tokens = upload(&exchange, job);
+    let (tokens, scratch, stream) = together(&exchange, tokens)?;
+    let begun = begin(&mut exchange, &stream, &tokens);
+    let received = together(&exchange, begun)?;
+    let room = received.by_expert().map(|form| form.experts.bytes() / 4 * 2 * job.config.hidden as usize);
+    let by_expert = room.map(|bytes| exchange.gpu().alloc(bytes)).transpose();
+    let by_expert = together(&exchange, by_expert)?;
+    Ok((exchange, stream, Memory { tokens, by_expert, scratch }))
 }
 
 fn upload(exchange: &Exchange, job: &Job) -> Result<(Tokens, Buffer, Stream), Error> {
@@ -143,7 +152,11 @@ fn copies(exchange: &Exchange, stream: &Stream, job: &Job) -> Result<BTreeMap<u3
     Ok(times)
 }
 
-fn measure(
+/// Times dispatch and combine.
+///
+/// # Errors
+/// What the library says.
+pub fn measure(
     exchange: &mut Exchange,
     stream: &Stream,
     memory: &Memory,

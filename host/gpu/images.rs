@@ -2,7 +2,6 @@
 
 use super::Description;
 use crate::Error;
-use std::collections::BTreeSet;
 
 // The build script's: `KernelImage`, `KernelResources`, `KERNEL_COMPILER`, `KERNEL_IMAGES`.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -14,6 +13,23 @@ pub struct Code<'a> {
     pub cubin: Option<&'a [u8]>,
     /// PTX, which the driver compiles.
     pub ptx: &'a str,
+}
+
+/// The lanes of this build that a GPU of this compute capability (90 for sm_90) can run kernels of, the preferred first.
+pub fn lanes(capability: u32) -> Vec<&'static str> {
+    lanes_of(KERNEL_IMAGES, capability)
+}
+
+fn lanes_of(images: &[KernelImage], capability: u32) -> Vec<&'static str> {
+    let mut runs: Vec<_> = images.iter().filter(|image| image.sm <= capability).collect();
+    runs.sort_by_key(|image| !image.preferred);
+    let mut lanes = Vec::new();
+    for lane in runs.into_iter().map(|image| image.lane) {
+        if !lanes.contains(&lane) {
+            lanes.push(lane);
+        }
+    }
+    lanes
 }
 
 /// The newest image of `lane` (`None`: the preferred one) that `device` can run: PTX, and machine code if that is of
@@ -29,8 +45,7 @@ pub fn select<'a>(
     let capability = device.capability;
     let wanted = |image: &&KernelImage| lane.map_or(image.preferred, |lane| image.lane == lane);
     if !images.iter().any(|image| wanted(&image)) {
-        let lanes: BTreeSet<_> = images.iter().map(|image| image.lane).collect();
-        let limit = format!("this build has {lanes:?}");
+        let limit = format!("this build has {:?}", lanes_of(images, u32::MAX));
         return Err(Error::Config { field: "lane", value: lane.unwrap_or("the preferred").into(), limit });
     }
     let runs = |image: &&KernelImage| image.sm <= capability;
@@ -107,7 +122,16 @@ mod tests {
     fn lane_on_request() {
         assert_eq!(chosen(80, Some("llvm")), "cubin [180]");
         assert_eq!(chosen(90, Some("llvm")), "ptx llvm 90");
-        assert_eq!(chosen(90, Some("other")), r#"lane = other: this build has {"llvm", "nvvm"}"#);
+        assert_eq!(chosen(90, Some("other")), r#"lane = other: this build has ["nvvm", "llvm"]"#);
+    }
+
+    #[test]
+    fn lanes_that_run() {
+        let newer = image(90, "clang", None, "clang 90");
+        let images = [newer, IMAGES[1], IMAGES[0]];
+        assert_eq!(lanes_of(&images, 90), ["nvvm", "clang", "llvm"]);
+        assert_eq!(lanes_of(&images, 80), ["nvvm", "llvm"]);
+        assert!(lanes_of(&images, 75).is_empty());
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub enum Backend {
 pub struct CudaOptions {
     /// The devices to spread the ranks over, by the driver's numbers. Empty: all of them.
     pub devices: Vec<usize>,
-    /// The lane whose PTX is loaded, `nvvm` or `llvm`. `None`: the one the build prefers.
+    /// The compiler lane whose kernels are loaded: `nvvm`, `llvm`, or `nvcc` in builds with feature `reference`. `None`: the
+    /// one the build prefers.
     pub lane: Option<String>,
 }
 
