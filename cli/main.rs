@@ -7,6 +7,7 @@ mod compare;
 mod dump;
 mod info;
 mod input;
+mod lanes;
 mod latency;
 mod measure;
 mod meet;
@@ -56,6 +57,14 @@ enum Command {
     /// is on its way. All have the launch in them. What is combined is compared with the CPU reference.
     #[command(args_override_self = true)]
     Latency(Box<latency::args::LatencyArgs>),
+    /// Time every kernel as each compiler lane has made it, side by side, and say which are slower than CUDA's
+    ///
+    /// Lanes take turns with each size, so that clocks and neighbours do the same to all, and what they leave is compared,
+    /// bit for bit. A kernel may take 1.02 of the time of the same one in CUDA C++ (lane `nvcc`, in builds with feature
+    /// `reference`), or what differs from turn to turn. Each time is of the slowest rank, and has the launch in it. Ends with
+    /// status 1 if a rank fails or results differ, and with --strict if a kernel is slower.
+    #[command(args_override_self = true)]
+    Lanes(Box<lanes::args::LanesArgs>),
     /// Try numbers of multiprocessors, and write the fewest that come within 2 % of the best to a file
     ///
     /// `run` and `sweep` take the file as --tuning; a program loads it with `Tuning::load`.
@@ -76,6 +85,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Sweep(args) => sweep::sweep(&args),
         Command::Latency(args) => latency::latency(&args),
+        Command::Lanes(args) => lanes::lanes(&args),
         Command::Tune(args) => tune::tune(&args),
         Command::Proxy(args) => proxy::proxy(&args),
         Command::Info(args) => {
