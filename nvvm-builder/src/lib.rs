@@ -325,7 +325,7 @@ impl NvvmBuilder {
             threads.into_iter().map(join).collect()
         });
 
-        let mut images = Vec::new();
+        let mut made: Vec<(Lane, Result<Image, Error>)> = Vec::new();
         for (&arch, module) in archs.iter().zip(modules) {
             let DeviceCode { ir, ptx } = module?;
             let through_llvm = (Lane::Llvm, Ok(ptx));
@@ -333,23 +333,47 @@ impl NvvmBuilder {
             let mut lanes: Vec<_> = through_nvvm.into_iter().chain([through_llvm]).collect();
             lanes.sort_by_key(|(made_by, _)| *made_by != lane);
             for (made_by, ptx) in lanes {
-                let preferred = made_by == lane;
                 let image = ptx.and_then(|text| {
                     let ptx = out_dir.join(format!("kernels-{arch}-{made_by}.ptx"));
                     std::fs::write(&ptx, text).map_err(Error::io(&ptx))?;
-                    let image =
-                        Image { arch, lane: made_by, preferred, ptx, cubin: None, kernels: Vec::new() };
-                    self.judge(image, ptxas.as_ref(), warnings)
+                    let preferred = made_by == lane;
+                    Ok(Image { arch, lane: made_by, preferred, ptx, cubin: None, kernels: Vec::new() })
                 });
-                match image {
-                    Ok(image) => images.push(image),
-                    Err(error) if preferred => return Err(error),
-                    Err(error) => warnings.push(format!("the {made_by} lane is left out: {error}")),
-                }
+                made.push((made_by, image));
             }
             if let Some(reference) = reference.as_ref().filter(|reference| reference.archs.contains(&arch)) {
-                let image = reference.compile(arch, &out_dir)?;
-                images.push(self.judge(image, ptxas.as_ref(), warnings)?);
+                made.push((Lane::Nvcc, Ok(reference.compile(arch, &out_dir)?)));
+            }
+        }
+        // What takes longest, all at once.
+        let ptxas = ptxas.as_ref();
+        let judged: Vec<_> = std::thread::scope(|scope| {
+            let judge = |image| {
+                let mut warnings = Vec::new();
+                (self.judge(image, ptxas, &mut warnings), warnings)
+            };
+            let judge = &judge;
+            let start = |(made_by, image): (Lane, Result<Image, Error>)| {
+                (made_by, image.map(|image| scope.spawn(move || judge(image))))
+            };
+            let threads: Vec<_> = made.into_iter().map(start).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(|(made_by, thread)| (made_by, thread.map(join))).collect()
+        });
+        let mut images = Vec::new();
+        for (made_by, judged) in judged {
+            let image = judged.and_then(|(image, of_image)| {
+                warnings.extend(of_image);
+                image
+            });
+            match image {
+                Ok(image) => images.push(image),
+                Err(error) if made_by != lane && made_by != Lane::Nvcc => {
+                    warnings.push(format!("the {made_by} lane is left out: {error}"));
+                }
+                Err(error) => return Err(error),
             }
         }
 
