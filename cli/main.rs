@@ -5,6 +5,7 @@ mod by_expert;
 mod choices;
 mod compare;
 mod dump;
+mod files;
 mod info;
 mod input;
 mod latency;
