@@ -40,6 +40,8 @@ pub fn bench(args: &BenchArgs) -> Result<bool, Box<dyn Error>> {
     if let Some(folder) = &args.out {
         fs::create_dir_all(folder).map_err(|error| format!("--out: {}: {error}", folder.display()))?;
     }
+    // Better now than after minutes.
+    write(args, &results)?;
 
     let mut collected = Collected::default();
     let (mut failed, mut left_out) = (Vec::new(), Vec::new());

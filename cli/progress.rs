@@ -28,6 +28,7 @@ impl Progress {
 
     /// A part of as many steps begins.
     pub fn part(&self, name: &str, steps: u32) {
+        self.bar.reset();
         self.bar.set_length(steps.into());
         let name = format!("{}{name}", self.whole);
         if self.bar.is_hidden() && !self.quiet {

@@ -147,9 +147,9 @@ impl Collected {
             (Section::CopyEngine, _) => {
                 Some((Limit::CopyEngine, self.value(Limit::CopyEngine, key.ranks, None)?))
             }
-            // A row's packets are its flags: whoever waits for them waits for one flight, and answers nothing.
+            // A packet is its own flag (device/src/low_latency/packet.rs): who waits for it waits for one flight.
             (Section::LowLatency, "dispatch" | "combine") => Some((Limit::Flag, launch()? + flag()?)),
-            // A launch among many passes while an earlier kernel runs.
+            // Both of them; a launch among many passes while an earlier kernel runs.
             (Section::LowLatency, _) => Some((Limit::Flag, 2.0 * flag()?)),
             (Section::Overlap, "weights") => None,
             (Section::Overlap, operation) if operation.starts_with("beside") => {
@@ -194,12 +194,23 @@ impl Collected {
             let parts = [("launch", launch), (halves[0], begin), ("flight", flag), (halves[1], end)];
             let mut parts: Vec<_> = parts.map(|(name, part)| (name.to_owned(), take(part))).into();
             parts.push(("waiting".into(), left));
-            let tokens = row.tokens.unwrap_or(0);
-            let name = format!("{} {}, {tokens} tokens, {} ranks", row.operation, row.variant, row.ranks);
+            let (tokens, ranks) = (row.tokens.unwrap_or(0), row.ranks);
+            let name = format!(
+                "{} {}, {}, {}",
+                row.operation,
+                row.variant,
+                counted(tokens, "token"),
+                counted(ranks, "rank")
+            );
             Some(Budget { name, parts, whole: row.time.median })
         };
         of_first.filter_map(budget).collect()
     }
+}
+
+/// So many of something.
+pub fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Half are below; `None` of nothing.
@@ -224,5 +235,68 @@ mod tests {
         assert_eq!(noise(&[7.0]), 0.0);
         assert_eq!(noise(&[0.0, 0.0]), 0.0);
         assert_eq!(noise(&[]), 0.0);
+    }
+    fn key(section: Section, operation: &str) -> Key {
+        let (operation, variant) = (operation.into(), "fp8".into());
+        Key { section, operation, variant, ranks: 2, tokens: Some(8), sms: Some(16) }
+    }
+
+    /// Nothing but what was collected.
+    fn results(collected: &Collected) -> Results {
+        let head = r#"{"version": 1, "tokenrail": "", "date": "", "backend": "", "driver": null, "devices": [],
+            "command": "", "hidden": 64, "experts": 8, "topk": 2, "seconds": 0.0, "ceilings": [], "rows": [],
+            "traffic": [], "budgets": []}"#;
+        collected.results(&serde_json::from_str(head).expect("the format"))
+    }
+
+    #[test]
+    fn runs_become_a_row_beside_its_ceiling() {
+        let mut collected = Collected::default();
+        let throughput = key(Section::Throughput, "dispatch");
+        for (time, copy) in [(4.0, 300.0), (6.0, 330.0), (5.0, 310.0)] {
+            collected.times(throughput.clone(), Some(1_000_000), vec![time; 3]);
+            collected.limit(Limit::Copy, 2, Some(16), copy);
+            collected.limit(Limit::Copy, 2, Some(8), 1.0);
+        }
+        collected.times(key(Section::Throughput, "combine"), None, Vec::new());
+        let results = results(&collected);
+        let [row] = &results.rows[..] else { panic!("one row: {:?}", results.rows) };
+        assert_eq!((Key::of(row), row.time.median, row.noise), (throughput, 5.0, 0.4));
+        assert_eq!((row.gb_per_s, row.limit, row.ceiling), (Some(200.0), Some(Limit::Copy), Some(310.0)));
+        assert_eq!(row.ratio, Some(200.0 / 310.0));
+        assert_eq!(results.ceilings[0].value, 310.0);
+    }
+
+    #[test]
+    fn a_call_is_made_of_what_its_halves_and_flights_take() {
+        let mut collected = Collected::default();
+        collected.limit(Limit::Launch, 2, None, 4.0);
+        collected.limit(Limit::Flag, 2, None, 1.0);
+        for (section, operation, time) in [
+            (Section::LowLatency, "dispatch", 20.0),
+            (Section::LowLatency, "combine", 15.0),
+            (Section::LowLatency, "graph", 30.0),
+            (Section::Overlap, "send", 10.0),
+            (Section::Overlap, "receive", 9.0),
+            (Section::Overlap, "send back", 11.0),
+            (Section::Overlap, "sum", 9.0),
+            (Section::Overlap, "weights", 80.0),
+            (Section::Overlap, "beside combine", 100.0),
+        ] {
+            collected.times(key(section, operation), None, vec![time]);
+        }
+        let results = results(&collected);
+        let limits: Vec<_> = results.rows.iter().map(|row| (row.limit, row.ceiling)).collect();
+        assert_eq!(limits[0], (Some(Limit::Flag), Some(5.0)));
+        assert_eq!(limits[2], (Some(Limit::Flag), Some(2.0)));
+        assert_eq!(limits[3], (Some(Limit::Launch), Some(4.0)));
+        assert_eq!(limits[7], (None, None));
+        assert_eq!((limits[8], results.rows[8].ratio), ((Some(Limit::Alone), Some(80.0)), Some(0.8)));
+
+        let parts = |budget: &Budget| budget.parts.iter().map(|(_, time)| *time).collect::<Vec<_>>();
+        assert_eq!(results.budgets.len(), 2);
+        assert_eq!(parts(&results.budgets[0]), [4.0, 6.0, 1.0, 5.0, 4.0]);
+        // Halves that would take longer by themselves: the sum overlaps what comes before it.
+        assert_eq!(parts(&results.budgets[1]), [4.0, 7.0, 1.0, 3.0, 0.0]);
     }
 }

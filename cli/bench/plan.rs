@@ -1,6 +1,7 @@
 //! What is measured, in what order: first of each section what says most, so that a limit of time costs the rest.
 
 use super::args::BenchArgs;
+use super::collect::counted;
 use super::results::Section;
 use crate::choices::{ElementName, GateName, HalfName};
 use crate::latency::args::{CombineName, DispatchName, LatencyArgs, SummationName};
@@ -189,13 +190,90 @@ impl<M: Fn(u32) -> u32> Plan<'_, M> {
 }
 
 fn sweep(name: &str, shape: ShapeArgs) -> Step {
-    Step { name: named(name, shape.ranks), work: Work::Sweep(shape) }
+    Step { name: format!("{name}, {}", counted(shape.ranks, "rank")), work: Work::Sweep(shape) }
 }
 
 fn latency(name: &str, calls: LatencyArgs) -> Step {
-    Step { name: named(name, calls.ranks), work: Work::Latency(calls) }
+    Step { name: format!("{name}, {}", counted(calls.ranks, "rank")), work: Work::Latency(calls) }
 }
 
-fn named(name: &str, ranks: u32) -> String {
-    format!("{name}, {ranks} rank{}", if ranks == 1 { "" } else { "s" })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Parser, ValueEnum};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    fn args(words: &str) -> BenchArgs {
+        Cli::parse_from(["bench"].into_iter().chain(words.split_whitespace())).args
+    }
+
+    fn plan(words: &str, multiprocessors: u32) -> Result<Vec<Step>, Error> {
+        steps(&args(words), |ranks| multiprocessors / ranks)
+    }
+
+    #[test]
+    fn all_sections_come_before_more_of_any() -> Result<(), Error> {
+        for words in ["", "--quick", "--backend cuda", "--backend cuda --quick --ranks 4,2,8"] {
+            let steps = plan(words, 132)?;
+            let first: Vec<Section> =
+                steps[..4].iter().flat_map(|step| step.work.sections()).copied().collect();
+            for section in Section::value_variants() {
+                assert_eq!(first.iter().filter(|of| *of == section).count(), 1, "{words}: {section:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_swept_twice_and_quick_is_less() -> Result<(), Error> {
+        let cells = |words: &str| -> Result<Vec<String>, Error> {
+            let mut cells = Vec::new();
+            for step in plan(words, 132)? {
+                let Work::Sweep(shape) = step.work else { continue };
+                for tokens in &shape.tokens {
+                    for sms in &shape.sms {
+                        for element in &shape.element {
+                            let (form, gate) = (&shape.forms, &shape.gate);
+                            cells.push(format!(
+                                "{} {tokens} {sms} {element:?} {form:?} {gate:?}",
+                                shape.ranks
+                            ));
+                        }
+                    }
+                }
+            }
+            Ok(cells)
+        };
+        let all = cells("--backend cuda")?;
+        for (at, cell) in all.iter().enumerate() {
+            assert!(!all[..at].contains(cell), "{cell}");
+        }
+        let quick = cells("--backend cuda --quick")?;
+        assert!(quick.iter().all(|cell| all.contains(cell)) && 4 * quick.len() < all.len(), "{quick:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn ranks_take_the_multiprocessors_that_they_have() -> Result<(), Error> {
+        let of = |words: &str, multiprocessors: u32| -> Result<Vec<(u32, Vec<u32>)>, Error> {
+            let words = format!("--backend cuda --quick --sections throughput {words}");
+            let steps = plan(&words, multiprocessors)?.into_iter();
+            let sms = steps.filter_map(|step| match step.work {
+                Work::Sweep(shape) => Some((shape.ranks, shape.sms)),
+                _ => None,
+            });
+            Ok(sms.collect())
+        };
+        assert_eq!(of("--ranks 8,16,2,8", 132)?, [(8, vec![8, 16]), (16, vec![8]), (2, vec![8, 16])]);
+        assert_eq!(of("--ranks 2", 12)?, [(2, vec![6])]);
+        assert_eq!(of("--ranks 2,4 --sms 3,20,40", 132)?, [(2, vec![3, 20, 40]), (4, vec![3, 20])]);
+        let error = of("--ranks 2 --sms 67,0", 132).unwrap_err().to_string();
+        assert!(error.contains("sms = [67, 0]") && error.contains("1 to 66"), "{error}");
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! How a part is measured, and what it gives.
 
 use super::args::BenchArgs;
-use super::collect::{Collected, Key, median};
+use super::collect::{Collected, Key, counted, median};
 use super::plan::{Step, Work};
 use super::results::{Limit, Section};
 use crate::latency::args::LatencyArgs;
@@ -75,7 +75,8 @@ fn throughput(
     let tokens = shape.most_tokens()?;
     for (element, gate, bytes) in sweep.traffic {
         let (element, gate) = (name_of(element), name_of(gate));
-        collected.traffic(format!("dispatch {element}, {tokens} tokens, {gate}, {ranks} ranks"), bytes);
+        let (tokens, ranks) = (counted(tokens, "token"), counted(ranks, "rank"));
+        collected.traffic(format!("dispatch {element}, {tokens}, {gate}, {ranks}"), bytes);
     }
     Ok(well)
 }

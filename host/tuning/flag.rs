@@ -62,11 +62,14 @@ impl Places {
             rounds: self.rounds,
             leads: leads.into(),
         };
-        member.all_gather((), "the next round", PATIENCE)?;
         let gpu = member.gpu();
         gpu.fill(&self.stream, self.elapsed.view(), 0xff)?;
+        self.stream.synchronize()?;
+        member.all_gather((), "the next round", PATIENCE)?;
         // SAFETY: all ranks launch it with the same numbers and each other's words, which stay until all have ended.
         unsafe { gpu.launch::<Flag>(&self.stream, GRID, &args)? };
+        // A copy that waits for the kernel could be in the way of what another rank on the GPU launches.
+        self.stream.synchronize()?;
         let elapsed = gpu.download::<u64>(&self.stream, self.elapsed.view(), 1)?[0];
         match elapsed {
             _ if !leads => Ok(0.0),
