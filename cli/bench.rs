@@ -59,7 +59,7 @@ pub fn bench(args: &BenchArgs) -> Result<bool, Box<dyn Error>> {
                 failed.push(step.name.as_str());
             }
         }
-        results = collected.results(&results);
+        results = collected.results(&results, |section| args.wants(&[section]));
         results.seconds = begun.elapsed().as_secs_f64();
         write(args, &results)?;
     }

@@ -9,8 +9,7 @@ use std::process::{Command, Output};
 
 /// A small benchmark with these settings besides.
 fn bench(args: &str) -> Output {
-    let shape =
-        "bench --quick --hidden 144 --experts 12 --topk 3 --tokens 5 --few-tokens 3 --sms 1,2 --repeat 2";
+    let shape = "bench --quick --hidden 144 --experts 12 --topk 3 --tokens 5 --few-tokens 3 --repeat 2";
     let args = shape.split_whitespace().chain(args.split_whitespace());
     Command::new(env!("CARGO_BIN_EXE_tokenrail")).args(args).output().expect("the command starts")
 }

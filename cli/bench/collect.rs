@@ -91,9 +91,10 @@ impl Collected {
         }
     }
 
-    /// All of it, with what else `head` says.
-    pub fn results(&self, head: &Results) -> Results {
-        let mut measured: Vec<&Measured> = self.measured.iter().collect();
+    /// All of the sections that are wanted, with what else `head` says.
+    pub fn results(&self, head: &Results, wants: impl Fn(Section) -> bool) -> Results {
+        let wanted = |measured: &&Measured| wants(measured.key.section);
+        let mut measured: Vec<&Measured> = self.measured.iter().filter(wanted).collect();
         measured.sort_by_key(|measured| measured.key.section);
         let rows: Vec<Row> = measured.iter().filter_map(|measured| self.row(measured)).collect();
         let ceilings = self.limits.iter().filter_map(|limits| {
@@ -242,11 +243,11 @@ mod tests {
     }
 
     /// Nothing but what was collected.
-    fn results(collected: &Collected) -> Results {
+    fn results(collected: &Collected, wants: impl Fn(Section) -> bool) -> Results {
         let head = r#"{"version": 1, "tokenrail": "", "date": "", "backend": "", "driver": null, "devices": [],
             "command": "", "hidden": 64, "experts": 8, "topk": 2, "seconds": 0.0, "ceilings": [], "rows": [],
             "traffic": [], "budgets": []}"#;
-        collected.results(&serde_json::from_str(head).expect("the format"))
+        collected.results(&serde_json::from_str(head).expect("the format"), wants)
     }
 
     #[test]
@@ -259,7 +260,7 @@ mod tests {
             collected.limit(Limit::Copy, 2, Some(8), 1.0);
         }
         collected.times(key(Section::Throughput, "combine"), None, Vec::new());
-        let results = results(&collected);
+        let results = results(&collected, |_| true);
         let [row] = &results.rows[..] else { panic!("one row: {:?}", results.rows) };
         assert_eq!((Key::of(row), row.time.median, row.noise), (throughput, 5.0, 0.4));
         assert_eq!((row.gb_per_s, row.limit, row.ceiling), (Some(200.0), Some(Limit::Copy), Some(310.0)));
@@ -285,7 +286,10 @@ mod tests {
         ] {
             collected.times(key(section, operation), None, vec![time]);
         }
-        let results = results(&collected);
+        let calls = results(&collected, |section| section == Section::LowLatency);
+        let results = results(&collected, |_| true);
+        assert_eq!((calls.rows.len(), results.rows.len()), (3, 9));
+        assert_eq!(calls.budgets, results.budgets);
         let limits: Vec<_> = results.rows.iter().map(|row| (row.limit, row.ceiling)).collect();
         assert_eq!(limits[0], (Some(Limit::Flag), Some(5.0)));
         assert_eq!(limits[2], (Some(Limit::Flag), Some(2.0)));

@@ -108,12 +108,10 @@ fn low_latency(
                     part if WHOLE.contains(&part) => Section::LowLatency,
                     _ => Section::Overlap,
                 };
-                if args.wants(&[section]) {
-                    let (operation, variant) = (part.into(), variant.clone());
-                    let (tokens, sms) = (Some(cell.tokens), Some(cell.sms));
-                    let key = Key { section, operation, variant, ranks, tokens, sms };
-                    collected.times(key, None, times);
-                }
+                let (operation, variant) = (part.into(), variant.clone());
+                let (tokens, sms) = (Some(cell.tokens), Some(cell.sms));
+                let key = Key { section, operation, variant, ranks, tokens, sms };
+                collected.times(key, None, times);
             }
             collected.compared += cell.compared;
         }

@@ -5,10 +5,12 @@ use crate::gpu::{Backend, Grid, Stream};
 use crate::{Buffer, Error, Member};
 use std::sync::Arc;
 use tokenrail_device::gpu::thread::WARP;
-use tokenrail_device::workload::flag::{FIRST_ROUNDS, Flag, FlagArgs};
+use tokenrail_device::workload::flag::{Flag, FlagArgs};
 
 /// Timed rounds of a launch, on a GPU and on the emulator.
 const ROUNDS: (u32, u32) = (200, 4);
+/// Rounds before those.
+const UNTIMED: u32 = 2;
 const GRID: Grid = Grid { blocks: 1, threads: WARP, shared_bytes: 0 };
 
 /// Times in µs of a flag's way from a rank to the next, from the store to the sight of it: for each of `launches`, the mean
@@ -30,7 +32,7 @@ pub fn flag_times(backend: &Backend, ranks: u32, launches: u32) -> Result<Vec<f6
         member.all_gather((), "the end of the flags", PATIENCE)?;
         times.map(Some)
     })?;
-    // The first rank has led.
+    // All have seen the same rounds.
     Ok(times.into_iter().next().unwrap_or_default())
 }
 
@@ -50,17 +52,17 @@ impl Places {
         Ok(Self { stream: gpu.stream()?, own, elapsed, rounds })
     }
 
-    /// The mean of one launch's rounds; 0 on a rank that does not lead.
+    /// The mean of one launch's rounds.
     fn round(&self, member: &Member, next: &Buffer, launch: u32) -> Result<f64, Error> {
-        let leads = member.rank() == 0;
         let args = FlagArgs {
             own: self.own.address(),
             next: next.address(),
             elapsed: self.elapsed.address(),
-            before: u64::from(launch) * u64::from(FIRST_ROUNDS + self.rounds),
+            before: u64::from(launch) * u64::from(UNTIMED + self.rounds),
             timeout_ns: PATIENCE.as_nanos() as u64,
+            untimed: UNTIMED,
             rounds: self.rounds,
-            leads: leads.into(),
+            leads: (member.rank() == 0).into(),
         };
         let gpu = member.gpu();
         gpu.fill(&self.stream, self.elapsed.view(), 0xff)?;
@@ -71,14 +73,11 @@ impl Places {
         // A copy that waits for the kernel could be in the way of what another rank on the GPU launches.
         self.stream.synchronize()?;
         let elapsed = gpu.download::<u64>(&self.stream, self.elapsed.view(), 1)?[0];
-        match elapsed {
-            _ if !leads => Ok(0.0),
-            u64::MAX => {
-                let reason = format!("it did not go round {} ranks within {PATIENCE:?}", member.ranks());
-                Err(Error::Device { call: "measuring a flag".into(), reason })
-            }
-            elapsed => Ok(elapsed as f64 / f64::from(self.rounds * member.ranks()) / 1e3),
+        if elapsed == u64::MAX {
+            let reason = format!("it did not go round {} ranks within {PATIENCE:?}", member.ranks());
+            return Err(Error::Device { call: "measuring a flag".into(), reason });
         }
+        Ok(elapsed as f64 / f64::from(self.rounds * member.ranks()) / 1e3)
     }
 }
 
