@@ -123,7 +123,7 @@ pub enum BackendName {
 }
 
 /// What ranks run on.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct BackendArgs {
     /// What ranks run on
     #[arg(long, value_enum, default_value = "emulator")]

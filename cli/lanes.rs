@@ -9,9 +9,9 @@ mod results;
 mod throughput;
 mod turns;
 
+use crate::files::write_json;
 use crate::meet::Failure;
 use crate::progress::Progress;
-use crate::sweep::write;
 use args::{Lane, LanesArgs};
 use family::{Family, LEFT_OUT, Machine, Plan, Sizes, Workloads};
 use line::{GOAL, Line};
@@ -110,7 +110,7 @@ impl Comparison {
         for family in &families {
             self.family(family, &wanted);
             if let Some(path) = json {
-                write(path, &self.results)?;
+                write_json("--json", path, &self.results)?;
             }
         }
         self.progress.end();

@@ -3,17 +3,21 @@
 pub mod args;
 pub mod rank;
 
+pub use rank::PARTS;
+
+use crate::compare::Difference;
+use crate::files;
 use crate::meet::{all_ranks, print_failures};
 use crate::progress::Progress;
 use crate::report::table;
-use crate::sweep::{Spread, name_of};
+use crate::sweep::{Spread, name_of, slowest};
 use crate::workload::{Source, Workload};
 use args::LatencyArgs;
-use rank::{Job, Outcome, PARTS};
+use rank::{Job, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::error::Error;
-use tokenrail::{Config, Group, LowLatency};
+use tokenrail::{Config, Group};
 
 /// Everything.
 #[derive(Serialize)]
@@ -45,64 +49,47 @@ struct Row {
     compared: usize,
 }
 
+/// What was measured, before it is summed up.
+pub struct Measured {
+    /// The GPU of each rank: name and number.
+    pub devices: Vec<String>,
+    /// For each number of tokens and multiprocessors.
+    pub cells: Vec<Cell>,
+    /// Where what was combined is not what it must be.
+    pub differences: Vec<Difference>,
+}
+
+/// What was measured with one number of tokens and multiprocessors.
+pub struct Cell {
+    /// Tokens of each rank.
+    pub tokens: u32,
+    /// Multiprocessors.
+    pub sms: u32,
+    /// The slowest rank's times of each of [`PARTS`], in µs.
+    pub slowest: [Vec<f64>; PARTS.len()],
+    /// Rows compared with the reference, over all ranks.
+    pub compared: usize,
+}
+
 /// Measures, prints and writes; true if all went well.
 ///
 /// # Errors
 /// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
 pub fn latency(args: &LatencyArgs) -> Result<bool, Box<dyn Error>> {
-    let most = args.tokens.iter().copied().max().unwrap_or(1);
-    let low_latency = LowLatency {
-        dispatch: args.dispatch.format(),
-        combine: args.combine.format(),
-        summation: args.summation.order(),
-        ..LowLatency::new(most)
-    };
-    let source =
-        Source { ranks: args.ranks, gate: args.gate, seed: args.seed, uneven: false, mask_one_in: 0 };
-    let sms = args.sms.iter().copied().max();
-    let base = Config::new(args.experts, args.topk, args.hidden, most);
-    let max_sms = sms.unwrap_or(0).max(base.max_sms);
-    let workload = Workload::draw(base, &source)?;
-    let config = Config {
-        tokens: 0,
-        low_latency: Some(low_latency),
-        timeout: args.timeout,
-        max_sms,
-        ..workload.config.clone()
-    };
-    config.shape(args.ranks)?;
-    let members = Group::in_process(args.ranks, &args.backend.open(args.seed)?)?;
-    let described = |member: &tokenrail::Member| {
-        let device = member.gpu().description();
-        format!("{} ({})", device.name, device.ordinal)
-    };
-    let devices: Vec<String> = members.iter().map(described).collect();
-    let progress = Progress::new(args.quiet);
-    let job = Job { workload: &workload, config: &config, args, progress: &progress };
-    progress.part("measuring", args.ranks * job.cells().len() as u32);
-    let results = all_ranks(members, |member| rank::work(member, &job));
-    progress.end();
-    let outcomes: Option<Vec<&Outcome>> = results.iter().map(|result| result.as_ref().ok()).collect();
-    let Some(outcomes) = outcomes else {
-        print_failures(&results);
-        return Ok(false);
-    };
-    let rows = job.cells().into_iter().enumerate().map(|(at, (tokens, sms))| {
-        let spread = |(part, name): (usize, &'static str)| {
-            let ranks: Vec<_> = outcomes.iter().map(|outcome| &outcome.times[at][part]).collect();
-            Some((name, Spread::of_slowest(&ranks)?))
-        };
+    let Some(measured) = measure(args, &Progress::new(args.quiet))? else { return Ok(false) };
+    let rows = measured.cells.iter().map(|cell| {
+        let times = PARTS.into_iter().zip(&cell.slowest);
         Row {
-            tokens,
-            sms: sms.unwrap_or(outcomes[0].default_sms),
-            times: PARTS.into_iter().enumerate().filter_map(spread).collect(),
-            compared: outcomes.iter().map(|outcome| outcome.compared[at]).sum(),
+            tokens: cell.tokens,
+            sms: cell.sms,
+            times: times.filter_map(|(name, times)| Some((name, Spread::of(times)?))).collect(),
+            compared: cell.compared,
         }
     });
     let results = Results {
         version: 1,
         tokenrail: env!("CARGO_PKG_VERSION"),
-        devices,
+        devices: measured.devices,
         settings: format!(
             "{} ranks, hidden {}, {} experts, top-{}, {} gate, dispatch {}, combine {} summed {}",
             args.ranks,
@@ -118,11 +105,11 @@ pub fn latency(args: &LatencyArgs) -> Result<bool, Box<dyn Error>> {
         rows: rows.collect(),
     };
     if let Some(path) = &args.json {
-        crate::sweep::write(path, &results)?;
+        files::write_json("--json", path, &results)?;
     }
     println!("{}\n{}", results.settings, results.devices.join(", "));
     print!("{}", print(&results));
-    let differences: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.differences).collect();
+    let differences = &measured.differences;
     differences.iter().for_each(|difference| eprintln!("error: {difference}"));
     let compared: usize = results.rows.iter().map(|row| row.compared).sum();
     match (differences.is_empty(), args.no_check) {
@@ -131,6 +118,49 @@ pub fn latency(args: &LatencyArgs) -> Result<bool, Box<dyn Error>> {
         (true, false) => println!("ok: {compared} combined rows equal the CPU reference, bit for bit"),
     }
     Ok(differences.is_empty())
+}
+
+/// Measures everything that was asked for; `None` if a rank has failed, which is printed.
+///
+/// # Errors
+/// Settings or devices that are not usable.
+pub fn measure(args: &LatencyArgs, progress: &Progress) -> Result<Option<Measured>, Box<dyn Error>> {
+    let config = args.config();
+    config.shape(args.ranks)?;
+    let source =
+        Source { ranks: args.ranks, gate: args.gate, seed: args.seed, uneven: false, mask_one_in: 0 };
+    let drawn = Config::new(args.experts, args.topk, args.hidden, args.most_tokens());
+    let workload = Workload::draw(drawn, &source)?;
+    let members = Group::in_process(args.ranks, &args.backend.open(args.seed)?)?;
+    let described = |member: &tokenrail::Member| {
+        let device = member.gpu().description();
+        format!("{} ({})", device.name, device.ordinal)
+    };
+    let devices: Vec<String> = members.iter().map(described).collect();
+    let job = Job { workload: &workload, config: &config, args, progress };
+    progress.part("measuring", args.ranks * job.cells().len() as u32);
+    let results = all_ranks(members, |member| rank::work(member, &job));
+    progress.end();
+    if results.iter().any(|result| result.is_err()) {
+        print_failures(&results);
+        return Ok(None);
+    }
+    let outcomes: Vec<Outcome> = results.into_iter().flatten().collect();
+    let cells = job.cells().into_iter().enumerate().map(|(at, (tokens, sms))| {
+        let slowest_of = |part: usize| {
+            let ranks: Vec<_> = outcomes.iter().map(|outcome| &outcome.times[at][part]).collect();
+            slowest(&ranks)
+        };
+        Cell {
+            tokens,
+            sms: sms.unwrap_or(outcomes[0].default_sms),
+            slowest: std::array::from_fn(slowest_of),
+            compared: outcomes.iter().map(|outcome| outcome.compared[at]).sum(),
+        }
+    });
+    let cells = cells.collect();
+    let differences = outcomes.into_iter().flat_map(|outcome| outcome.differences).collect();
+    Ok(Some(Measured { devices, cells, differences }))
 }
 
 /// Medians, in µs.

@@ -1,10 +1,12 @@
 //! The `tokenrail` command: runs a routing problem and checks every bit of it, and tells what it sees of the machine.
 
 mod args;
+mod bench;
 mod by_expert;
 mod choices;
 mod compare;
 mod dump;
+mod files;
 mod info;
 mod input;
 mod lanes;
@@ -76,6 +78,14 @@ enum Command {
     /// kernel's command to its sight of the word that was written for it. Figures of the emulator say nothing.
     #[command(args_override_self = true)]
     Proxy(proxy::ProxyArgs),
+    /// Measure everything: throughput, low latency, halves and what runs beside them, copy engines, the proxy
+    ///
+    /// Every measurement stands beside what the machine gives at best, measured in the same run: a copy of as many ranks
+    /// and multiprocessors, the way of a flag to a peer, the launch of nothing. Each is repeated; how much the runs
+    /// differ is its noise. Ends with status 1 if a part failed, a row differs from the CPU reference, or --limit left
+    /// something out.
+    #[command(args_override_self = true)]
+    Bench(Box<bench::args::BenchArgs>),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
 }
@@ -88,6 +98,7 @@ fn main() -> ExitCode {
         Command::Lanes(args) => lanes::lanes(&args),
         Command::Tune(args) => tune::tune(&args),
         Command::Proxy(args) => proxy::proxy(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)

@@ -6,26 +6,35 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct Progress {
     bar: ProgressBar,
     quiet: bool,
+    /// What the parts are parts of.
+    whole: String,
 }
 
 impl Progress {
     /// Shows nothing if `quiet`.
     pub fn new(quiet: bool) -> Self {
+        Self::of(String::new(), quiet)
+    }
+
+    /// Of something that stands before the names of its parts.
+    pub fn of(whole: String, quiet: bool) -> Self {
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         // The template is a constant; should it be wrong, the default does.
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}") {
             bar.set_style(style);
         }
-        Self { bar, quiet }
+        Self { bar, quiet, whole }
     }
 
     /// A part of as many steps begins.
-    pub fn part(&self, name: &'static str, steps: u32) {
+    pub fn part(&self, name: &str, steps: u32) {
+        self.bar.reset();
         self.bar.set_length(steps.into());
-        self.bar.set_message(name);
+        let name = format!("{}{name}", self.whole);
         if self.bar.is_hidden() && !self.quiet {
             eprintln!("{name} …");
         }
+        self.bar.set_message(name);
     }
 
     /// One rank has done one step.

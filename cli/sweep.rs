@@ -5,9 +5,10 @@ pub mod rank;
 mod row;
 mod sample;
 
-pub use row::{Results, Row, Spread};
+pub use row::{Results, Row, Spread, slowest};
 
 use crate::choices::{ElementName, GateName};
+use crate::files;
 use crate::measure::{Repetitions, Times, copy_pieces};
 use crate::meet::{all_ranks, print_failures};
 use crate::progress::Progress;
@@ -17,8 +18,6 @@ use clap::ValueEnum;
 use rank::{Cell, Job, Outcome};
 use row::{CopyRow, Crossing, copy_row};
 use std::error::Error;
-use std::fs;
-use std::path::Path;
 use tokenrail::gpu::Description;
 use tokenrail::tuning::{Operation, Tuning};
 use tokenrail::{Backend, Config, Group, Member};
@@ -34,9 +33,9 @@ const COPY_BYTES: (u64, u64) = (256 << 20, 1 << 17);
 /// Settings, devices or files that are not usable. What goes wrong on a rank is printed.
 pub fn sweep(args: &SweepArgs) -> Result<bool, Box<dyn Error>> {
     let tuning = args.tuning.as_deref().map(Tuning::load).transpose()?;
-    let mut sweep = Sweep::new(&args.shape)?;
+    let mut sweep = Sweep::new(&args.shape, 1, Progress::new(args.shape.quiet))?;
     let well = sweep.all(tuning.as_ref(), &mut |results| match &args.json {
-        Some(path) => write(path, results),
+        Some(path) => files::write_json("--json", path, results),
         None => Ok(()),
     })?;
     print!("{}", row::print(&sweep.results));
@@ -54,20 +53,6 @@ pub fn verdict(sweep: &Sweep, well: bool) -> bool {
     well
 }
 
-/// Writes all of it, in one piece or not at all.
-///
-/// # Errors
-/// A path that cannot be written.
-pub fn write(path: &Path, results: &impl serde::Serialize) -> Result<(), Box<dyn Error>> {
-    let named = |error: &dyn std::fmt::Display| format!("--json: {}: {error}", path.display());
-    let text = serde_json::to_string_pretty(results).map_err(|error| named(&error))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    fs::write(&temporary, text + "\n").map_err(|error| named(&error))?;
-    Ok(fs::rename(&temporary, path).map_err(|error| named(&error))?)
-}
-
 /// What is done with the results so far.
 pub type After<'a> = dyn FnMut(&Results) -> Result<(), Box<dyn Error>> + 'a;
 
@@ -81,22 +66,23 @@ pub struct Sweep<'a> {
     /// Multiprocessors of the list that a rank can have.
     sms: Vec<u32>,
     repetitions: Repetitions,
+    /// How often to measure everything, each time with an exchange of its own.
+    runs: u32,
     progress: Progress,
     /// So far.
     pub results: Results,
+    /// Bytes of rows and scales of each element's and gate's dispatch of the most tokens, `[from][to]`.
+    pub traffic: Vec<(ElementName, GateName, Vec<Vec<u64>>)>,
 }
 
 impl<'a> Sweep<'a> {
-    /// Looks at the devices, and at what of the settings can be seen to be wrong before anything long.
+    /// Looks at the devices, and at what of the settings can be seen to be wrong before anything long. Everything is to be
+    /// measured `runs` times, and has as many rows.
     ///
     /// # Errors
     /// Settings or devices that are not usable.
-    pub fn new(args: &'a ShapeArgs) -> Result<Self, Box<dyn Error>> {
-        for &form in &args.forms {
-            for &element in &args.element {
-                args.config(element, form)?.shape(args.ranks)?;
-            }
-        }
+    pub fn new(args: &'a ShapeArgs, runs: u32, progress: Progress) -> Result<Self, Box<dyn Error>> {
+        args.check()?;
         let backend = args.backend.open(args.seed)?;
         let members = Group::in_process(args.ranks, &backend)?;
         let devices: Vec<Description> =
@@ -138,8 +124,18 @@ impl<'a> Sweep<'a> {
             rows: Vec::new(),
         };
         let repetitions = Repetitions { warmup, timed, copy_pieces };
-        let progress = Progress::new(args.quiet);
-        Ok(Self { args, backend, devices, _members: members, sms, repetitions, progress, results })
+        Ok(Self {
+            args,
+            backend,
+            devices,
+            _members: members,
+            sms,
+            repetitions,
+            runs,
+            progress,
+            results,
+            traffic: Vec::new(),
+        })
     }
 
     /// The first rank's device.
@@ -163,6 +159,10 @@ impl<'a> Sweep<'a> {
                 let mut workload = Workload::draw(args.config(element, Form::RankMajor)?, &source)?;
                 // What is dispatched has been made of them.
                 workload.x.clear();
+                let bytes = row::dispatched_row_bytes(&workload.config);
+                let between = row::rows_between(&workload, args.most_tokens()?);
+                let between = between.iter().map(|to| to.iter().map(|rows| rows * bytes).collect()).collect();
+                self.traffic.push((element, gate, between));
                 for &form in &args.forms {
                     well &= self.one(&workload, (gate, element, form), tuning)?;
                     after(&self.results)?;
@@ -192,7 +192,7 @@ impl<'a> Sweep<'a> {
         ceilings.sort_unstable();
         ceilings.dedup();
 
-        self.progress.part("measuring", self.args.ranks * cells.len() as u32);
+        self.progress.part("measuring", self.runs * self.args.ranks * cells.len() as u32);
         let job = Job {
             workload,
             samples: &samples,
@@ -203,19 +203,28 @@ impl<'a> Sweep<'a> {
             repetitions: self.repetitions,
             progress: &self.progress,
         };
-        let members = Group::in_process(self.args.ranks, &self.backend)?;
-        let results = all_ranks(members, |member| rank::work(member, &job));
-        let outcomes: Option<Vec<&Outcome>> = results.iter().map(|result| result.as_ref().ok()).collect();
         let name = format!("{} {} {}", name_of(element), form.name(), name_of(gate));
-        let Some(outcomes) = outcomes else {
-            eprintln!("error: {name}:");
-            print_failures(&results);
-            return Ok(false);
-        };
-        self.collect(workload, &config, (gate, element, form), &cells, &outcomes);
-        let differences: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.differences).collect();
-        differences.iter().for_each(|difference| eprintln!("error: {name}: {difference}"));
-        Ok(differences.is_empty())
+        let mut results = Vec::new();
+        for _ in 0..self.runs {
+            let members = Group::in_process(self.args.ranks, &self.backend)?;
+            let of_run = all_ranks(members, |member| rank::work(member, &job));
+            if of_run.iter().any(|result| result.is_err()) {
+                eprintln!("error: {name}:");
+                print_failures(&of_run);
+                return Ok(false);
+            }
+            results.push(of_run);
+        }
+        let mut well = true;
+        for of_run in &results {
+            let outcomes: Vec<&Outcome> = of_run.iter().flatten().collect();
+            self.collect(workload, &config, (gate, element, form), &cells, &outcomes);
+            for difference in outcomes.iter().flat_map(|outcome| &outcome.differences) {
+                eprintln!("error: {name}: {difference}");
+                well = false;
+            }
+        }
+        Ok(well)
     }
 
     /// What to measure, tuned or by the list.

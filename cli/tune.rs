@@ -1,5 +1,6 @@
 //! `tokenrail tune`: sweeps, and keeps the fewest multiprocessors that come close to the best.
 
+use crate::progress::Progress;
 use crate::report::table;
 use crate::sweep::args::{Form, TuneArgs};
 use crate::sweep::{Row, Sweep, verdict};
@@ -25,7 +26,7 @@ pub fn tune(args: &TuneArgs) -> Result<bool, Box<dyn Error>> {
         let limit = "rank-major and by-expert are tuned".into();
         return Err(tokenrail::Error::Config { field: "forms", value: form.name().into(), limit }.into());
     }
-    let mut sweep = Sweep::new(&args.shape)?;
+    let mut sweep = Sweep::new(&args.shape, 1, Progress::new(args.shape.quiet))?;
     let well = sweep.all(None, &mut |_| Ok(()))?;
     if well {
         let entries = entries(args, &sweep.results.rows);

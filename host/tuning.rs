@@ -7,10 +7,13 @@ mod bandwidth;
 mod copy;
 #[cfg(feature = "tuning")]
 mod file;
+mod flag;
 mod model;
+mod ranks;
 
 pub use bandwidth::Bandwidths;
-pub use copy::CopyKernel;
+pub use copy::{CopyKernel, copy_engine_times};
 #[cfg(feature = "tuning")]
 pub use file::{Entry, Tuning, TuningError};
+pub use flag::flag_times;
 pub use model::{HEADROOM, Operation, destinations, row_bytes};

@@ -298,6 +298,30 @@ DEVICE void copy(const CopyArgs &args) {
     bulk::wait_written();
 }
 
+// Arguments of tokenrail_flag.
+struct FlagArgs {
+    Address own;
+    Address next;
+    Address elapsed;
+    u64 before;
+    u64 timeout_ns;
+    u32 untimed;
+    u32 rounds;
+    u32 leads;
+};
+
+DEVICE void flag(const FlagArgs &args) {
+    if (!block::is_first_thread()) return;
+    u64 deadline_ns = clock_::now_ns() + args.timeout_ns, started_ns = 0, seen;
+    for (u32 round = 1; round < args.untimed + args.rounds + 1; round++) {
+        u64 value = args.before + round;
+        if (!mem::wait_at_least_acquire_sys(args.own, value - args.leads, deadline_ns, seen)) return;
+        if (round == args.untimed) started_ns = clock_::now_ns();
+        if (round == args.untimed + args.rounds) mem::store_u64(args.elapsed, clock_::now_ns() - started_ns);
+        mem::store_release_sys_u64(args.next, value);
+    }
+}
+
 }  // namespace workload
 
 KERNEL(tokenrail_experts, workload::ExpertsArgs, workload::experts(args))
@@ -307,3 +331,4 @@ KERNEL(tokenrail_delay, workload::DelayArgs, workload::delay(args))
 KERNEL(tokenrail_stream, workload::StreamArgs, workload::stream(args))
 KERNEL(tokenrail_probe, workload::ProbeArgs, workload::probe(args))
 KERNEL(tokenrail_copy, workload::CopyArgs, workload::copy(args))
+KERNEL(tokenrail_flag, workload::FlagArgs, workload::flag(args))

@@ -128,7 +128,7 @@ const LOW_LATENCY_COMBINE_ACROSS: Source = Source {
     ..LOW_LATENCY_COMBINE
 };
 
-const KERNELS: [Source; 31] = [
+const KERNELS: [Source; 32] = [
     // The flag before a round trip, and behind it; two kinds of commands.
     Source { name: "tokenrail_commands", flags_awaited: 2 + 2 * RING, packets: [false, true], ..NOTHING },
     LOW_LATENCY_DISPATCH_ACROSS,
@@ -153,6 +153,7 @@ const KERNELS: [Source; 31] = [
     Source { name: "tokenrail_low_latency_combine_fp8", warps: 8, ..LOW_LATENCY_COMBINE },
     Source { name: "tokenrail_low_latency_combine_log10", warps: 8, ..LOW_LATENCY_COMBINE },
     Source { name: "tokenrail_delay", flags_awaited: 1, ..NOTHING },
+    Source { name: "tokenrail_flag", flags_set: 1, flags_awaited: 1, ..NOTHING },
     Source { name: "tokenrail_stream", quads: [true, false], ..NOTHING },
     Source { name: "tokenrail_dispatch", bulk: Some([true, true]), ..DISPATCH },
     Source { name: "tokenrail_dispatch_plain", quads: [true, true], ..DISPATCH },

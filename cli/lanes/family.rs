@@ -11,14 +11,15 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 use tokenrail::device::kernel::Kernel;
-use tokenrail::device::workload::{commands::Commands, delay::Delay, probe::Probe};
+use tokenrail::device::workload::{commands::Commands, delay::Delay, flag::Flag, probe::Probe};
 use tokenrail::fabric::{LoopbackOptions, Network};
 use tokenrail::{CombineFormat, Config, DispatchFormat, Internode, Summation, Via};
 
 /// Kernels that are not timed, and why.
-pub const LEFT_OUT: [(&str, &str); 3] = [
+pub const LEFT_OUT: [(&str, &str); 4] = [
     (Delay::NAME, "it takes as long as it is told to"),
     (Commands::NAME, "its time is the proxy's, see `tokenrail proxy`"),
+    (Flag::NAME, "its time is a flag's, see `tokenrail bench`"),
     (Probe::NAME, "it shows what the machine does, for the tests"),
 ];
 

@@ -5,7 +5,7 @@ use crate::choices::{BackendArgs, GateName};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokenrail::{CombineFormat, DispatchFormat, Summation};
+use tokenrail::{CombineFormat, Config, DispatchFormat, LowLatency, Summation};
 
 /// The shapes to try, and how.
 #[derive(Args, Debug)]
@@ -71,6 +71,24 @@ impl LatencyArgs {
     /// Timed repetitions. The emulator's virtual times are of little use.
     pub fn iterations(&self) -> u32 {
         self.iterations.unwrap_or(if self.backend.is_gpu() { 200 } else { 3 })
+    }
+
+    /// Most tokens of the list.
+    pub fn most_tokens(&self) -> u32 {
+        self.tokens.iter().copied().max().unwrap_or(1)
+    }
+
+    /// Settings of the exchange.
+    pub fn config(&self) -> Config {
+        let low_latency = LowLatency {
+            dispatch: self.dispatch.format(),
+            combine: self.combine.format(),
+            summation: self.summation.order(),
+            ..LowLatency::new(self.most_tokens())
+        };
+        let base = Config::new(self.experts, self.topk, self.hidden, 0);
+        let max_sms = self.sms.iter().copied().fold(base.max_sms, u32::max);
+        Config { low_latency: Some(low_latency), timeout: self.timeout, max_sms, ..base }
     }
 
     /// Bytes of weights.

@@ -157,6 +157,19 @@ impl ShapeArgs {
         })
     }
 
+    /// Whether there can be exchanges of these shapes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the setting that is not possible.
+    pub fn check(&self) -> Result<(), Error> {
+        for &form in &self.forms {
+            for &element in &self.element {
+                self.config(element, form)?.shape(self.ranks)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Settings of the exchange for one element and form. Two dispatches are in flight: one is for barriers.
     ///
     /// # Errors

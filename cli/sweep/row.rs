@@ -8,6 +8,7 @@ use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use tokenrail::Config;
 use tokenrail::gpu::Description;
+use tokenrail::oracle::TokenBatch;
 
 /// Everything.
 #[derive(Serialize)]
@@ -96,6 +97,9 @@ pub struct Timed {
     pub ceiling_gb_per_s: Option<f64>,
     /// Of both.
     pub ratio: Option<f64>,
+    /// What `time` is of.
+    #[serde(skip)]
+    pub slowest: Vec<f64>,
 }
 
 /// Median, and what a tenth is below and above. µs.
@@ -110,21 +114,47 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of the slowest rank's times in each repetition; `None` without any.
-    pub fn of_slowest(ranks: &[&Vec<f64>]) -> Option<Self> {
-        let repetitions = ranks.iter().map(|times| times.len()).min()?;
-        let slowest = |at: usize| ranks.iter().map(|times| times[at]).fold(0.0, f64::max);
-        let mut all: Vec<f64> = (0..repetitions).map(slowest).collect();
+    /// Of times; `None` without any.
+    pub fn of(times: &[f64]) -> Option<Self> {
+        let mut all = times.to_vec();
         all.sort_by(f64::total_cmp);
-        let at = |tenths: usize| all.get((repetitions.checked_sub(1)? * tenths + 5) / 10).copied();
+        let at = |tenths: usize| all.get((all.len().checked_sub(1)? * tenths + 5) / 10).copied();
         Some(Self { p10: at(1)?, median: at(5)?, p90: at(9)? })
     }
 }
 
+/// The slowest rank's times, one for each repetition.
+pub fn slowest(ranks: &[&Vec<f64>]) -> Vec<f64> {
+    let repetitions = ranks.iter().map(|times| times.len()).min().unwrap_or(0);
+    (0..repetitions).map(|at| ranks.iter().map(|times| times[at]).fold(0.0, f64::max)).collect()
+}
+
 /// The ceiling with so many multiprocessors.
 pub fn copy_row(sms: u32, pieces: u32, ranks: &[&Vec<f64>]) -> Option<CopyRow> {
-    let (time, bytes) = (Spread::of_slowest(ranks)?, copy_bytes(pieces));
+    let (time, bytes) = (Spread::of(&slowest(ranks))?, copy_bytes(pieces));
     Some(CopyRow { sms, bytes, time, gb_per_s: bytes as f64 / time.median / 1e3 })
+}
+
+/// Rows of the first `tokens` tokens of each rank, `[from][to]`.
+pub fn rows_between(workload: &Workload, tokens: u32) -> Vec<Vec<u64>> {
+    let ranks = workload.placement.ranks();
+    let of = |batch: &TokenBatch| {
+        let mut to = vec![0; ranks];
+        for token in 0..batch.tokens.min(tokens as usize) {
+            let experts = batch.experts_of(token);
+            for (rank, rows) in to.iter_mut().enumerate() {
+                *rows += u64::from(workload.placement.goes_to(experts, rank));
+            }
+        }
+        to
+    };
+    workload.batches.iter().map(of).collect()
+}
+
+/// Bytes of one dispatched row: elements and scales.
+pub fn dispatched_row_bytes(config: &Config) -> u64 {
+    u64::from(config.element.row_bytes(config.hidden))
+        + 4 * u64::from(config.element.scale_words(config.hidden))
 }
 
 /// Rows that cross: of the busiest rank, sent or received, and the mean that ranks send.
@@ -146,14 +176,10 @@ impl Crossing {
             (false, _) => from != to,
         };
         let (mut sent, mut received) = (vec![0u64; ranks], vec![0u64; ranks]);
-        for (from, batch) in workload.batches.iter().enumerate() {
-            for token in 0..batch.tokens.min(tokens as usize) {
-                let experts = batch.experts_of(token);
-                for to in (0..ranks).filter(|&to| crosses(from, to)) {
-                    let goes = u64::from(workload.placement.goes_to(experts, to));
-                    sent[from] += goes;
-                    received[to] += goes;
-                }
+        for (from, rows) in rows_between(workload, tokens).iter().enumerate() {
+            for (to, rows) in rows.iter().enumerate().filter(|&(to, _)| crosses(from, to)) {
+                sent[from] += rows;
+                received[to] += rows;
             }
         }
         let busiest = sent.iter().chain(&received).copied().max().unwrap_or(0);
@@ -161,13 +187,14 @@ impl Crossing {
     }
 
     fn timed(&self, sms: u32, row_bytes: u64, ranks: &[&Vec<f64>], copies: &[CopyRow]) -> Option<Timed> {
-        let time = Spread::of_slowest(ranks)?;
+        let slowest = slowest(ranks);
+        let time = Spread::of(&slowest)?;
         let bytes = self.busiest * row_bytes;
         let gb_per_s = bytes as f64 / time.median / 1e3;
         let ceiling_gb_per_s = copies.iter().find(|copy| copy.sms == sms).map(|copy| copy.gb_per_s);
         let ratio = ceiling_gb_per_s.map(|ceiling| gb_per_s / ceiling);
         let mean_bytes = self.mean * row_bytes as f64;
-        Some(Timed { sms, time, bytes, mean_bytes, gb_per_s, ceiling_gb_per_s, ratio })
+        Some(Timed { sms, time, bytes, mean_bytes, gb_per_s, ceiling_gb_per_s, ratio, slowest })
     }
 
     /// Both operations of a cell, from all ranks' times.
@@ -181,8 +208,7 @@ impl Crossing {
         let of = |which: fn(&Times) -> &Vec<f64>| -> Vec<&Vec<f64>> {
             ranks.iter().map(|times| which(times)).collect()
         };
-        let out = u64::from(config.element.row_bytes(config.hidden))
-            + 4 * u64::from(config.element.scale_words(config.hidden));
+        let out = dispatched_row_bytes(config);
         let back = 2 * u64::from(config.hidden);
         Some((
             self.timed(cell.dispatch_sms, out, &of(|times| &times.dispatch), copies)?,
@@ -238,10 +264,10 @@ mod tests {
     #[test]
     fn spread_is_of_the_slowest_rank() {
         let (a, b) = ((1..=11).map(f64::from).collect::<Vec<_>>(), vec![0.5; 11]);
-        assert_eq!(Spread::of_slowest(&[&a, &b]), Some(Spread { p10: 2.0, median: 6.0, p90: 10.0 }));
-        let one = vec![3.0];
-        assert_eq!(Spread::of_slowest(&[&one]), Some(Spread { p10: 3.0, median: 3.0, p90: 3.0 }));
-        assert_eq!(Spread::of_slowest(&[&a, &vec![]]), None);
-        assert_eq!(Spread::of_slowest(&[]), None);
+        assert_eq!(Spread::of(&slowest(&[&a, &b])), Some(Spread { p10: 2.0, median: 6.0, p90: 10.0 }));
+        assert_eq!(slowest(&[&a[..2].to_vec(), &vec![1.5; 3]]), [1.5, 2.0]);
+        assert_eq!(Spread::of(&[3.0]), Some(Spread { p10: 3.0, median: 3.0, p90: 3.0 }));
+        assert_eq!(Spread::of(&slowest(&[&a, &vec![]])), None);
+        assert_eq!(Spread::of(&slowest(&[])), None);
     }
 }

@@ -9,7 +9,7 @@
 //! * [`low_latency`]: dispatch and combine for decode
 //! * [`internode`]: commands to the proxy, for what goes to other nodes
 //! * [`quantize`]: bf16 rows to FP8 with scales
-//! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a probe of the machine
+//! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a flag, a probe of the machine
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",
@@ -60,6 +60,7 @@ pub const KERNELS: &[&str] = {
         <workload::experts_by_expert::ExpertsByExpert as Kernel>::NAME,
         <workload::commands::Commands as Kernel>::NAME,
         <workload::delay::Delay as Kernel>::NAME,
+        <workload::flag::Flag as Kernel>::NAME,
         <workload::stream::Stream as Kernel>::NAME,
         <workload::probe::Probe as Kernel>::NAME,
         <workload::copy::Copy as Kernel>::NAME,

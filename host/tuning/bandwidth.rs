@@ -1,10 +1,10 @@
 //! What links and multiprocessors give, measured.
 
 use super::CopyKernel;
+use super::ranks::{PATIENCE, of_next, on_all_ranks};
 use crate::gpu::{Backend, Stream, View};
-use crate::{Buffer, Error, Group, Member};
+use crate::{Buffer, Error, Member};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What copies come to on a machine, for one rank while all copy at once. GB/s.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,8 +31,6 @@ const PIECES: u32 = 4096;
 const EMULATED_PIECES: u32 = 32;
 /// Copies before those that count, and those.
 const REPETITIONS: (u32, u32) = (2, 7);
-/// How long ranks wait for each other on the host.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One rank's buffers and the next's.
 struct Places {
@@ -47,20 +45,10 @@ impl Bandwidths {
     /// or several on one GPU, nothing crosses a link, and it is the GPU's own memory that is measured.
     ///
     /// # Errors
-    /// What [`Group::in_process`] gives; [`Error::Unavailable`] for GPUs without bulk copies; [`Error::Device`] without
+    /// What [`Group::in_process`](crate::Group::in_process) gives; [`Error::Unavailable`] for GPUs without bulk copies; [`Error::Device`] without
     /// enough memory.
     pub fn measure(backend: &Backend, ranks: u32) -> Result<Self, Error> {
-        let members = Group::in_process(ranks, backend)?;
-        let results: Vec<Result<Option<Self>, Error>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                members.into_iter().map(|member| scope.spawn(move || Self::of_rank(&member))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<_>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect()
-        });
-        let all: Vec<Self> =
-            results.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        let all = on_all_ranks(backend, ranks, Self::of_rank)?;
         // The slowest rank is what an exchange waits for.
         let least = |rate: fn(&Self) -> f64| all.iter().map(rate).fold(f64::INFINITY, f64::min);
         Ok(Self {
@@ -76,11 +64,10 @@ impl Bandwidths {
     fn of_rank(member: &Member) -> Result<Option<Self>, Error> {
         let prepared = Self::prepare(member);
         let target = prepared.as_ref().ok().map(|(_, _, _, target, _)| target.clone());
-        let targets = member.all_gather(target, "the buffers", PATIENCE)?;
+        let next = of_next(member, target)?;
         let (kernel, stream, own, target, pieces) = prepared?;
-        let next = (member.rank() as usize + 1) % targets.len();
-        let Some(targets) = targets.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
-        let places = Places { own, target, next: targets[next].clone(), pieces };
+        let Some(next) = next else { return Ok(None) };
+        let places = Places { own, target, next, pieces };
         let measured = places.measure(member, &kernel, &stream);
         // Freeing memory waits for all kernels of a GPU: nobody does while another rank may still start some.
         member.all_gather((), "the end of the measurement", PATIENCE)?;

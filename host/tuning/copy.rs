@@ -1,7 +1,9 @@
 //! The copy that links and multiprocessors are measured with.
 
+use super::ranks::{PATIENCE, of_next, on_all_ranks};
 use crate::gpu::{Buffer, Gpu, Grid, Stream, View};
-use crate::{Error, Event};
+use crate::{Backend, Error, Event};
+use std::sync::Arc;
 use tokenrail_device::gpu::mem::Address;
 use tokenrail_device::gpu::thread::WARP;
 use tokenrail_device::workload::copy::{self, Copy, CopyArgs};
@@ -40,14 +42,7 @@ impl CopyKernel {
     /// # Errors
     /// [`Error::Device`] without enough memory.
     pub fn source(&self, pieces: u32) -> Result<Buffer, Error> {
-        let mut word = 1u32;
-        // Knuth and Lewis' generator, as in Numerical Recipes, chapter 7.1: any bits do.
-        let mut next = || {
-            word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            word
-        };
-        let words = pieces as usize * Self::PIECE_BYTES as usize / 4;
-        self.gpu.upload(&(0..words).map(|_| next()).collect::<Vec<_>>())
+        noise(&self.gpu, pieces as usize * Self::PIECE_BYTES as usize)
     }
 
     /// Queues a copy of `pieces` pieces of [`CopyKernel::PIECE_BYTES`] on `sms` multiprocessors. Either place may be a
@@ -88,7 +83,73 @@ impl CopyKernel {
             events.push(stream.record()?);
         }
         stream.synchronize()?;
-        let pairs = events.windows(2).skip(warmup as usize);
-        pairs.map(|pair| Ok(1e3 * pair[0].elapsed_ms(&pair[1])?)).collect()
+        between(&events[warmup as usize..])
+    }
+}
+
+/// Times in µs of copies to the next rank by copy engines, of all `ranks` ranks at once: for each rank, those of the last
+/// `timed` of `warmup + timed` copies of `bytes` bytes that are queued back to back. With one rank, it is a copy to itself.
+///
+/// # Errors
+/// What [`Group::in_process`](crate::Group::in_process) gives; [`Error::Device`] without enough memory.
+pub fn copy_engine_times(
+    backend: &Backend,
+    ranks: u32,
+    bytes: usize,
+    (warmup, timed): (u32, u32),
+) -> Result<Vec<Vec<f64>>, Error> {
+    on_all_ranks(backend, ranks, |member| {
+        let gpu = member.gpu();
+        let prepared =
+            noise(gpu, bytes).and_then(|own| Ok((own, Arc::new(gpu.alloc(bytes)?), gpu.stream()?)));
+        let target = prepared.as_ref().ok().map(|(_, target, _)| target.clone());
+        let Some(next) = of_next(member, target)? else { return prepared.map(|_| None) };
+        let (own, _target, stream) = prepared?;
+        let copied = || {
+            let mut events = vec![stream.record()?];
+            for _ in 0..warmup + timed {
+                gpu.copy(&stream, own.view(), next.view(), bytes)?;
+                events.push(stream.record()?);
+            }
+            stream.synchronize()?;
+            between(&events[warmup as usize..])
+        };
+        let times = copied();
+        // Nobody frees memory that others still copy to.
+        member.all_gather((), "the end of the copies", PATIENCE)?;
+        times.map(Some)
+    })
+}
+
+/// So many bytes, whole words, of noise.
+fn noise(gpu: &Gpu, bytes: usize) -> Result<Buffer, Error> {
+    let mut word = 1u32;
+    // Knuth and Lewis' generator, as in Numerical Recipes, chapter 7.1: any bits do.
+    let mut next = || {
+        word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        word
+    };
+    gpu.upload(&(0..bytes / 4).map(|_| next()).collect::<Vec<_>>())
+}
+
+/// Times in µs from each event to the next.
+fn between(events: &[Event]) -> Result<Vec<f64>, Error> {
+    events.windows(2).map(|pair| Ok(1e3 * pair[0].elapsed_ms(&pair[1])?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_engines_are_timed_on_the_emulator() -> Result<(), Error> {
+        for ranks in [1, 3] {
+            let times = copy_engine_times(&Backend::emulator(0), ranks, 1 << 10, (1, 2))?;
+            assert_eq!(times.len(), ranks as usize);
+            for times in times {
+                assert!(times.len() == 2 && times.iter().all(|time| time.is_finite()), "{times:?}");
+            }
+        }
+        Ok(())
     }
 }

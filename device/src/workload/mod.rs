@@ -7,5 +7,6 @@ pub mod delay;
 pub mod elements;
 pub mod experts;
 pub mod experts_by_expert;
+pub mod flag;
 pub mod probe;
 pub mod stream;
