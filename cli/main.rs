@@ -1,6 +1,7 @@
 //! The `tokenrail` command: runs a routing problem and checks every bit of it, and tells what it sees of the machine.
 
 mod args;
+mod bench;
 mod by_expert;
 mod choices;
 mod compare;
@@ -67,6 +68,11 @@ enum Command {
     /// kernel's command to its sight of the word that was written for it. Figures of the emulator say nothing.
     #[command(args_override_self = true)]
     Proxy(proxy::ProxyArgs),
+    /// Make an HTML report of a benchmark's results
+    ///
+    /// One file with plots and tables. It needs no GPU, and whoever reads it no network.
+    #[command(args_override_self = true)]
+    Report(bench::report::ReportArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
 }
@@ -78,6 +84,7 @@ fn main() -> ExitCode {
         Command::Latency(args) => latency::latency(&args),
         Command::Tune(args) => tune::tune(&args),
         Command::Proxy(args) => proxy::proxy(&args),
+        Command::Report(args) => bench::report::report(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)

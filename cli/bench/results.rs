@@ -1,6 +1,7 @@
 //! What a benchmark leaves: everything that its tables, its report and a later comparison need.
 
 use crate::sweep::Spread;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// Of this format.
@@ -64,14 +65,16 @@ pub enum Limit {
     Copy,
     /// The same by copy engines.
     CopyEngine,
-    /// A flag's way to a peer and back, halved.
+    /// A flag's way to the next rank, of its way round all of them.
     Flag,
     /// A kernel that does nothing.
     Launch,
+    /// The same kernel with nothing beside it. It stands in rows only.
+    Alone,
 }
 
 /// What was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Section {
     /// Dispatch and combine of many tokens.

@@ -1,0 +1,4 @@
+//! What a benchmark leaves, and a report of it.
+
+pub mod report;
+pub mod results;
