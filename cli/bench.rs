@@ -6,7 +6,7 @@ mod collect;
 mod csv;
 mod plan;
 mod print;
-mod report;
+pub mod report;
 pub mod results;
 mod work;
 
@@ -30,7 +30,8 @@ use tokenrail::{Group, Member};
 pub fn bench(args: &BenchArgs) -> Result<bool, Box<dyn Error>> {
     give_queues();
     let begun = Instant::now();
-    let before = args.baseline.as_deref().map(baseline::load).transpose()?;
+    let read = |path| results::read(path).map_err(|error| format!("--baseline: {error}"));
+    let before = args.baseline.as_deref().map(read).transpose()?;
     let machine = Machine::open(args)?;
     let steps = plan::steps(args, |ranks| machine.most_sms(ranks))?;
     let mut results = head(args, &machine);
@@ -169,14 +170,10 @@ fn write(args: &BenchArgs, results: &Results) -> Result<(), Box<dyn Error>> {
     if let Some(folder) = &args.out {
         files::write_json("--out", &folder.join("bench.json"), results)?;
         files::write("--out", &folder.join("bench.csv"), &csv::csv(results)?)?;
-        write_report("--out", &folder.join("report.html"), results)?;
+        report::write("--out", &folder.join("report.html"), results)?;
     }
     match &args.html {
-        Some(path) => write_report("--html", path, results),
+        Some(path) => report::write("--html", path, results),
         None => Ok(()),
     }
-}
-
-fn write_report(option: &str, path: &Path, results: &Results) -> Result<(), Box<dyn Error>> {
-    report::write(path, results).map_err(|error| format!("{option}: {error}").into())
 }

@@ -86,6 +86,11 @@ enum Command {
     /// something out.
     #[command(args_override_self = true)]
     Bench(Box<bench::args::BenchArgs>),
+    /// Make an HTML report of a benchmark's results
+    ///
+    /// One file with plots and tables. It needs no GPU, and whoever reads it no network.
+    #[command(args_override_self = true)]
+    Report(bench::report::ReportArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
 }
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
         Command::Tune(args) => tune::tune(&args),
         Command::Proxy(args) => proxy::proxy(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Report(args) => bench::report::report(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)

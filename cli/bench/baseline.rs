@@ -2,35 +2,11 @@
 
 use super::collect::Key;
 use super::print::{devices, micros, number};
-use super::results::{Results, Row, VERSION};
+use super::results::{Results, Row};
 use crate::report::table;
-use serde::Deserialize;
-use std::fs;
-use std::path::Path;
 
 /// Less than this is no change, however little noise there is.
 const LEAST: f64 = 0.02;
-
-/// Reads what a benchmark has left.
-///
-/// # Errors
-/// A file that cannot be read, or is none of this format, with its name.
-pub fn load(path: &Path) -> Result<Results, String> {
-    #[derive(Deserialize)]
-    struct Head {
-        version: u32,
-    }
-    let named = |error: &dyn std::fmt::Display| format!("--baseline: {}: {error}", path.display());
-    let text = fs::read_to_string(path).map_err(|error| named(&error))?;
-    let no_benchmark =
-        |error: serde_json::Error| named(&format!("not what `tokenrail bench` writes: {error}"));
-    // Another version may have other fields.
-    let Head { version } = serde_json::from_str(&text).map_err(no_benchmark)?;
-    if version != VERSION {
-        return Err(named(&format!("version = {version}: must be {VERSION}")));
-    }
-    serde_json::from_str(&text).map_err(no_benchmark)
-}
 
 /// Whether figures of both say anything of each other.
 ///

@@ -1,18 +1,57 @@
-//! The report as a page.
+//! `tokenrail report`: one HTML file with plots and every number behind them. No scripts, and nothing is fetched.
 
-use super::print::print;
-use super::results::Results;
+mod bars;
+mod chart;
+mod head;
+mod heat;
+mod html;
+mod lines;
+mod numbers;
+mod sections;
+mod select;
+#[cfg(test)]
+mod tests;
+
+use super::results::{self, Results};
+use crate::files;
+use clap::Args;
 use std::error::Error;
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Writes the tables as HTML.
+/// What to make it of, and where.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Results of a benchmark, as JSON
+    #[arg(value_name = "FILE")]
+    pub results: PathBuf,
+    /// Where to write the report
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// Writes a report; true.
+///
+/// # Errors
+/// Those of [`results::read`] and [`write()`].
+pub fn report(args: &ReportArgs) -> Result<bool, Box<dyn Error>> {
+    write("--out", &args.out, &results::read(&args.results)?)?;
+    println!("report: {}", args.out.display());
+    Ok(true)
+}
+
+/// Writes a report of these results to the file that `option` has named.
 ///
 /// # Errors
 /// A path that cannot be written.
-pub fn write(path: &Path, results: &Results) -> Result<(), Box<dyn Error>> {
-    let text = print(results).replace('&', "&amp;").replace('<', "&lt;");
-    let page =
-        format!("<!doctype html><meta charset=\"utf-8\"><title>tokenrail bench</title><pre>{text}</pre>\n");
-    Ok(fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?)
+pub fn write(option: &str, path: &Path, results: &Results) -> Result<(), Box<dyn Error>> {
+    files::write(option, path, &page(results)?)
+}
+
+/// The report.
+///
+/// # Errors
+/// What drawing gives.
+fn page(results: &Results) -> Result<String, Box<dyn Error>> {
+    let sections = sections::all(results)?;
+    Ok(html::page(&head::title(results), &head::head(results), &sections))
 }

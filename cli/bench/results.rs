@@ -3,6 +3,9 @@
 use crate::sweep::Spread;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
 
 /// Of this format.
 pub const VERSION: u32 = 1;
@@ -139,4 +142,33 @@ pub struct Budget {
     pub parts: Vec<(String, f64)>,
     /// µs of the whole call.
     pub whole: f64,
+}
+
+/// Reads what a benchmark has left.
+///
+/// # Errors
+/// A file that cannot be read, is none of this format, or has traffic that is not from each rank to each; with its name.
+pub fn read(path: &Path) -> Result<Results, String> {
+    /// What all versions have.
+    #[derive(Deserialize)]
+    struct Any {
+        version: u32,
+    }
+    let named = |error: &dyn Display| format!("{}: {error}", path.display());
+    let text = fs::read_to_string(path).map_err(|error| named(&error))?;
+    let no_benchmark = |error| named(&format_args!("not what `tokenrail bench` writes: {error}"));
+    let Any { version } = serde_json::from_str(&text).map_err(no_benchmark)?;
+    if version != VERSION {
+        return Err(named(&format_args!("version = {version}: must be {VERSION}")));
+    }
+    let results: Results = serde_json::from_str(&text).map_err(no_benchmark)?;
+    for Traffic { name, bytes } in &results.traffic {
+        let ranks = bytes.len();
+        if let Some((from, row)) = bytes.iter().enumerate().find(|(_, row)| row.len() != ranks) {
+            let numbers = row.len();
+            let error = format!("traffic, {name}: bytes[{from}] has {numbers} numbers, must have {ranks}");
+            return Err(named(&error));
+        }
+    }
+    Ok(results)
 }

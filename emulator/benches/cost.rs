@@ -1,40 +1,57 @@
 //! What a call of [`simt`] costs in real time: `cargo bench -p tokenrail-emulator`.
 
+use criterion::{Criterion, Throughput};
 use std::hint::black_box;
 use std::ptr::with_exposed_provenance;
-use std::time::Instant;
-use tokenrail_emulator::{Launch, Machine, Options, simt};
+use std::time::Duration;
+use tokenrail_emulator::{Launch, Machine, Options, Stream, simt};
 
 const BLOCKS: u32 = 8;
 const THREADS: u32 = 256;
-const ROUNDS: u32 = 2000;
+const ROUNDS: u32 = 200;
 
-/// Runs a kernel of this size; seconds.
-fn seconds(block: u32, shared_bytes: usize, kernel: impl Fn() + Send + Sync + 'static) -> f64 {
-    let machine = Machine::new(Options::default());
-    let stream = machine.device(0).expect("the first device").stream();
+/// Runs a kernel to its end.
+fn run(stream: &Stream, block: u32, shared_bytes: usize, kernel: impl Fn() + Send + Sync + 'static) {
     let launch = Launch { name: "cost", grid: BLOCKS, block, shared_bytes };
-    let start = Instant::now();
     stream.launch(launch, Box::new(kernel)).expect("a launch within the limits");
     stream.synchronize().expect("a kernel without faults");
-    start.elapsed().as_secs_f64()
 }
 
-/// Prints the cost of one of a thread's `ROUNDS` calls.
-fn per_call<T>(name: &str, call: impl Fn(u32) -> T + Send + Sync + 'static) {
-    let seconds = seconds(THREADS, 0, move || (0..ROUNDS).for_each(|round| _ = black_box(call(round))));
-    let calls = f64::from(BLOCKS) * f64::from(THREADS) * f64::from(ROUNDS);
-    println!("{name:24} {:7.1} ns a call of a lane", seconds * 1e9 / calls);
+/// In a round.
+type Call = fn(u32);
+
+/// Calls of lanes: each thread makes `ROUNDS`.
+fn calls(criterion: &mut Criterion) {
+    let machine = Machine::new(Options::default());
+    let stream = machine.device(0).expect("the first device").stream();
+    let mut group = criterion.benchmark_group("calls");
+    group.throughput(Throughput::Elements((BLOCKS * THREADS * ROUNDS).into()));
+    let calls: [(&str, Call); 5] = [
+        ("shuffle", |round| _ = black_box(simt::shuffle(u32::MAX, 1, round % 32))),
+        ("ballot", |round| _ = black_box(simt::ballot(u32::MAX, round % 2 == 0))),
+        ("match_any", |round| _ = black_box(simt::match_any(u32::MAX, u64::from(round % 2)))),
+        ("barrier", |_| simt::barrier(0, THREADS)),
+        ("preempt", |_| simt::preempt()),
+    ];
+    for (name, call) in calls {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| run(&stream, THREADS, 0, move || (0..ROUNDS).for_each(call)));
+        });
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("threads");
+    group.throughput(Throughput::Elements((BLOCKS * 1024).into()));
+    group.bench_function("an empty kernel", |bencher| bencher.iter(|| run(&stream, 1024, 0, || ())));
 }
 
-/// Prints the rate of bulk copies of `bytes` bytes each, loaded and stored back by one thread of each block.
-fn bulk(bytes: u32) {
+/// Bulk copies of `bytes` bytes each, loaded and stored back by one thread of each block.
+fn bulk(criterion: &mut Criterion, bytes: u32) {
     let machine = Machine::new(Options::default());
     let device = machine.device(0).expect("the first device");
     let memory = device.alloc((BLOCKS * bytes) as usize).expect("memory");
     let base = memory.ptr().expose_provenance();
     let stream = device.stream();
-    let launch = Launch { name: "bulk", grid: BLOCKS, block: 32, shared_bytes: 1024 + bytes as usize };
     let kernel = move || {
         if simt::thread_index() != 0 {
             return;
@@ -51,20 +68,20 @@ fn bulk(bytes: u32) {
             simt::bulk_wait(0, false);
         }
     };
-    let start = Instant::now();
-    stream.launch(launch, Box::new(kernel)).expect("a launch within the limits");
-    stream.synchronize().expect("a kernel without faults");
-    let copied = f64::from(BLOCKS) * f64::from(ROUNDS) * f64::from(bytes) * 2.0;
-    println!("bulk copies of {bytes:6} B {:9.2} GB/s", copied / start.elapsed().as_secs_f64() / 1e9);
+    let mut group = criterion.benchmark_group("bulk copies");
+    group.throughput(Throughput::Bytes(2 * u64::from(BLOCKS * ROUNDS) * u64::from(bytes)));
+    group.bench_function(format!("of {bytes} bytes"), |bencher| {
+        bencher.iter(|| run(&stream, 32, 1024 + bytes as usize, kernel));
+    });
 }
 
 fn main() {
-    per_call("shuffle", |round| _ = simt::shuffle(u32::MAX, 1, round % 32));
-    per_call("ballot", |round| _ = simt::ballot(u32::MAX, round % 2 == 0));
-    per_call("match_any", |round| _ = simt::match_any(u32::MAX, u64::from(round % 2)));
-    per_call("barrier", |_| simt::barrier(0, THREADS));
-    per_call("preempt", |_| simt::preempt());
-    let threads = f64::from(BLOCKS) * 1024.0;
-    println!("{:24} {:7.1} ns a thread", "empty kernel", seconds(1024, 0, || ()) * 1e9 / threads);
-    [256, 4096, 14336].into_iter().for_each(bulk);
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    calls(&mut criterion);
+    [256, 4096, 14336].into_iter().for_each(|bytes| bulk(&mut criterion, bytes));
+    criterion.final_summary();
 }

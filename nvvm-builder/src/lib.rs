@@ -347,12 +347,11 @@ impl NvvmBuilder {
         }
         // What takes longest, all at once.
         let ptxas = ptxas.as_ref();
+        let judge = &|image| {
+            let mut warnings = Vec::new();
+            (self.judge(image, ptxas, &mut warnings), warnings)
+        };
         let judged: Vec<_> = std::thread::scope(|scope| {
-            let judge = |image| {
-                let mut warnings = Vec::new();
-                (self.judge(image, ptxas, &mut warnings), warnings)
-            };
-            let judge = &judge;
             let start = |(made_by, image): (Lane, Result<Image, Error>)| {
                 (made_by, image.map(|image| scope.spawn(move || judge(image))))
             };
