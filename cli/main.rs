@@ -15,6 +15,11 @@ mod measure;
 mod meet;
 mod progress;
 mod proxy;
+#[cfg(feature = "cuda")]
+mod ptx;
+#[cfg(not(feature = "cuda"))]
+#[path = "ptx/without.rs"]
+mod ptx;
 mod rank;
 mod reference;
 mod report;
@@ -93,6 +98,12 @@ enum Command {
     Report(bench::report::ReportArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
+    /// Compare what compilers made of the kernels: both lanes from Rust, and nvcc from CUDA C++
+    ///
+    /// Registers, spills, barriers, lines and instructions of each kernel, with a slash between lanes. Lanes must agree on how
+    /// often a kernel synchronises, and on the widths of its plain accesses. Ends with status 1 if they do not and no allowance
+    /// gives a reason, or if an allowance allows nothing.
+    Ptx(ptx::PtxArgs),
 }
 
 fn main() -> ExitCode {
@@ -109,6 +120,7 @@ fn main() -> ExitCode {
             print!("{}", info::info(&args));
             Ok(true)
         }
+        Command::Ptx(args) => ptx::ptx(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -540,3 +540,40 @@ fn info_tells_what_there_is() {
         assert!(out.contains("not measured: there is no GPU"), "{out}");
     }
 }
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn without_kernels_for_gpus_there_are_none_to_compare() {
+    for args in ["ptx", "ptx --check docs/ptx.md"] {
+        fails(&tokenrail(args), 1, &["build with `--features reference`"]);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn ptx_prints_and_writes_what_it_compares() {
+    let folder = folder("ptx");
+    let [json, html] = ["ptx.json", "ptx.html"].map(|name| folder.join(name));
+    let files = format!("--json {} --html {}", json.display(), html.display());
+    let output = tokenrail(&format!("ptx --kernel tokenrail_copy {files}"));
+    let out = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{out}{}", text(&output.stderr));
+    assert!(
+        out.contains("ok: the lanes agree") && out.contains("cp.async.bulk shared::cta to global"),
+        "{out}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(json).expect("it was written")).expect("it is JSON");
+    assert_eq!(json["kernels"][0]["name"], "tokenrail_copy");
+    let html = fs::read_to_string(html).expect("it was written");
+    assert!(html.starts_with("<!DOCTYPE html>") && html.contains("tokenrail_copy"), "{html}");
+
+    fails(&tokenrail("ptx --kernel copy"), 1, &["--kernel copy", "tokenrail_copy"]);
+    fails(&tokenrail("ptx --sm 75"), 1, &["--sm 75", "90"]);
+    fails(&tokenrail("ptx --kernel tokenrail_copy --check docs/ptx.md"), 2, &["--check", "--kernel"]);
+    fails(
+        &tokenrail(&format!("ptx --check {}", folder.join("none.md").display())),
+        1,
+        &["--check", "none.md"],
+    );
+}

@@ -27,6 +27,8 @@ pub struct Function {
     /// The opcode of each instruction with all its modifiers and without operands and predicate, in the order of the
     /// text: `ld.acquire.sys.global.u64`.
     pub instructions: Vec<String>,
+    /// Lines of its body, without comments and blank ones.
+    pub lines: usize,
 }
 
 impl Module {
@@ -44,10 +46,12 @@ impl Module {
                 continue;
             }
             let end = matching_brace(body);
+            let inner = &body[1..end];
             functions.push(Function {
                 name: function_name(head).to_owned(),
                 kernel,
-                instructions: body[1..end].split(';').filter_map(opcode).map(str::to_owned).collect(),
+                instructions: inner.split(';').filter_map(opcode).map(str::to_owned).collect(),
+                lines: inner.lines().filter(|line| !line.trim().is_empty()).count(),
             });
             rest = &body[end..];
         }
@@ -235,6 +239,8 @@ $L__BB0_1: bar.sync 	0;
             ]
         );
         assert_eq!(module.kernel("second").unwrap().instructions, ["exit"]);
+        let lines: Vec<_> = module.functions.iter().map(|f| f.lines).collect();
+        assert_eq!(lines, [2, 12, 1]);
         assert_eq!(module.kernel("callee"), None);
     }
 
