@@ -18,7 +18,6 @@ use results::{Results, VERSION};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
-use std::path::Path;
 use std::time::{Instant, SystemTime};
 use tokenrail::gpu::Description;
 use tokenrail::{Group, Member};

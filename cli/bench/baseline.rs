@@ -133,7 +133,7 @@ mod tests {
 
     fn results(rows: Vec<Row>) -> Results {
         Results {
-            version: VERSION,
+            version: crate::bench::results::VERSION,
             tokenrail: "0.1.0".into(),
             date: "2026-11-24T16:00:00Z".into(),
             backend: "cuda".into(),

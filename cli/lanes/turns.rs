@@ -3,7 +3,7 @@
 use super::args::Lane;
 use crate::meet::{Failure, all_ranks, together};
 use crate::progress::Progress;
-use crate::sweep::Spread;
+use crate::sweep::{Spread, slowest};
 use serde::Serialize;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use tokenrail::gpu::View;
@@ -153,7 +153,7 @@ fn medians(ranks: &[&Vec<Vec<Times>>]) -> Vec<Vec<Vec<f64>>> {
     let parts = first.iter().flatten().map(Vec::len).min().unwrap_or(0);
     let median = |part: usize, lane: usize, repetition: usize| {
         let times: Vec<_> = ranks.iter().map(|rank| &rank[lane][repetition][part]).collect();
-        Spread::of_slowest(&times).map(|spread| spread.median)
+        Spread::of(&slowest(&times)).map(|spread| spread.median)
     };
     let of_lane = |part, lane: usize| {
         (0..first[lane].len()).filter_map(|repetition| median(part, lane, repetition)).collect()

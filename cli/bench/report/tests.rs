@@ -131,7 +131,7 @@ fn results() -> Results {
             .collect(),
     };
     Results {
-        version: VERSION,
+        version: crate::bench::results::VERSION,
         tokenrail: "0.1.0".into(),
         date: "2026-11-24T16:00:00Z".into(),
         backend: "cuda".into(),
