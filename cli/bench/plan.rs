@@ -6,7 +6,7 @@ use super::results::Section;
 use crate::choices::{ElementName, GateName, HalfName};
 use crate::latency::args::{CombineName, DispatchName, LatencyArgs, SummationName};
 use crate::sweep::args::{Form, ShapeArgs};
-use tokenrail::Error;
+use tokenrail::{Error, bytes_for};
 
 /// A part that is measured in one go.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub fn steps(args: &BenchArgs, most_sms: impl Fn(u32) -> u32) -> Result<Vec<Step
                 return Err(Error::Config { field: "sms", value: format!("{:?}", args.sms), limit });
             }
             Work::Sweep(shape) => shape.check()?,
-            Work::Latency(latency) => latency.config().shape(latency.ranks).map(|_| ())?,
+            Work::Latency(calls) => drop(bytes_for(&calls.config(), calls.ranks)?),
             Work::Proxy => (),
         }
     }
