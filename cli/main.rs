@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod sweep;
 mod tokens;
+mod trace;
 mod tune;
 mod workload;
 
@@ -67,6 +68,13 @@ enum Command {
     /// kernel's command to its sight of the word that was written for it. Figures of the emulator say nothing.
     #[command(args_override_self = true)]
     Proxy(proxy::ProxyArgs),
+    /// Write a timeline of one dispatch and one combine of either kind: what each warp does, and whom it waits for
+    ///
+    /// Recorded by the kernels themselves, as Chrome's trace JSON: a process for each rank, a thread for each warp. Recording
+    /// takes time of its own: what follows from what is to be seen, and where time goes, not how long it takes without.
+    /// Experts do nothing. Ranks on different GPUs have different clocks; each GPU's begins with its first event.
+    #[command(args_override_self = true)]
+    Trace(trace::args::TraceArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
 }
@@ -78,6 +86,7 @@ fn main() -> ExitCode {
         Command::Latency(args) => latency::latency(&args),
         Command::Tune(args) => tune::tune(&args),
         Command::Proxy(args) => proxy::proxy(&args),
+        Command::Trace(args) => trace::trace(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)
