@@ -26,6 +26,7 @@ mod report;
 mod run;
 mod sweep;
 mod tokens;
+mod trace;
 mod tune;
 mod workload;
 
@@ -96,6 +97,13 @@ enum Command {
     /// One file with plots and tables. It needs no GPU, and whoever reads it no network.
     #[command(args_override_self = true)]
     Report(bench::report::ReportArgs),
+    /// Write a timeline of one dispatch and one combine of either kind: what each warp does, and whom it waits for
+    ///
+    /// Recorded by the kernels themselves, as Chrome's trace JSON: a process for each rank, a thread for each warp. Recording
+    /// takes time of its own: what follows from what is to be seen, and where time goes, not how long it takes without.
+    /// Experts do nothing. Ranks on different GPUs have different clocks; each GPU's begins with its first event.
+    #[command(args_override_self = true)]
+    Trace(trace::args::TraceArgs),
     /// Tell what hardware, driver and embedded kernels there are, what compiled them, and what the links give
     Info(info::InfoArgs),
     /// Compare what compilers made of the kernels: both lanes from Rust, and nvcc from CUDA C++
@@ -116,6 +124,7 @@ fn main() -> ExitCode {
         Command::Proxy(args) => proxy::proxy(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Report(args) => bench::report::report(&args),
+        Command::Trace(args) => trace::trace(&args),
         Command::Info(args) => {
             print!("{}", info::info(&args));
             Ok(true)

@@ -9,6 +9,7 @@ mod link;
 pub mod low_latency;
 mod received;
 mod staging;
+pub mod trace;
 
 pub use input::{Input, Output, Outputs, Routing, Slots, Tokens, Transport, Weights};
 pub use layout::Layout;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use tokenrail_device::internode;
 use tokenrail_device::kernel::Kernel;
 use tokenrail_device::wire::{self, Report};
+use trace::{Operation, Recorder};
 
 /// One rank's end of an exchange: its arena, its workspace, and the operations on them.
 ///
@@ -58,6 +60,7 @@ pub struct Exchange {
     dispatches: u64,
     routings: u64,
     batches_begun: u64,
+    recorder: Recorder,
     failed: bool,
 }
 
@@ -169,6 +172,7 @@ impl Exchange {
             dispatches: 0,
             routings: 0,
             batches_begun: 0,
+            recorder: Recorder::default(),
             failed: false,
             member,
         })
@@ -324,8 +328,8 @@ impl Exchange {
         }
     }
 
-    /// What every kernel is told about this exchange, a flight of it, and a handle.
-    fn device_side(&self, flight: u32, handle: u32) -> wire::Exchange {
+    /// What every kernel of an operation is told about this exchange, a flight of it, and a handle.
+    fn device_side(&self, operation: Operation, flight: u32, handle: u32) -> wire::Exchange {
         let workspace = |offset| self.workspace.address().offset(offset);
         wire::Exchange {
             shape: self.plan.shape,
@@ -335,7 +339,7 @@ impl Exchange {
             workspace: workspace(self.plan.work_offset(flight)),
             handle_at: workspace(self.plan.handle_offset(handle)),
             report: self.flights[flight as usize].report.address(),
-            trace: tokenrail_device::gpu::mem::Address::NULL,
+            trace: self.recorder.device_side(operation, flight),
             timeout_ns: self.config.timeout.as_nanos() as u64,
             rank: self.rank(),
             flight,

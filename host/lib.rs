@@ -21,10 +21,10 @@ pub use config::{
     Overflow, ScaleLayout, Summation, Via, bytes_for,
 };
 pub use error::Error;
-pub use exchange::low_latency;
 pub use exchange::{
     ByExpert, Counts, Exchange, Handle, Input, Layout, Output, Outputs, Received, Routing, Slots, Tokens,
     Transport, Weights,
 };
+pub use exchange::{low_latency, trace};
 pub use gpu::{Backend, Buffer, Event, Gpu, Graph, Stream};
 pub use group::{Group, Member};

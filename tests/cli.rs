@@ -5,9 +5,11 @@ mod skip;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use tokenrail::trace::{Activity, Operation};
 
 fn tokenrail(args: &str) -> Output {
     let args = args.split_whitespace();
@@ -164,6 +166,60 @@ fn a_sweep_measures_and_checks_everything_that_was_asked_for() {
     };
     assert!(dispatched("cached") < dispatched("rank-major"), "a handle saves the exchange of counts");
     assert!(dispatched("by-expert") > dispatched("rank-major"), "rows by expert are more work");
+}
+
+#[test]
+fn a_trace_is_chromes_and_has_every_rank() {
+    let file = folder("trace").join("trace.json");
+    let shape = "--ranks 2 --tokens 6 --hidden 128 --experts 8 --topk 3";
+    let trace = |args: &str| {
+        let output = tokenrail(&format!("trace --out {} {shape} {args}", file.display()));
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{out}{err}");
+        (out, err, json(&file))
+    };
+    let (out, _, all) = trace("");
+    for words in ["dispatch, wait for counts", "combine, sum", "low-latency dispatch, send", "2 ranks to"] {
+        assert!(out.contains(words), "{words:?} is not in: {out}");
+    }
+    let names: Vec<&str> = Activity::ALL.iter().map(|activity| activity.name()).collect();
+    let operations: Vec<&str> = Operation::ALL.iter().map(|operation| operation.name()).collect();
+    let events = all["traceEvents"].as_array().expect("events");
+    let is = |kind: &'static str| move |event: &&serde_json::Value| event["ph"] == kind;
+    let mut tracks = BTreeMap::new();
+    for event in events.iter().filter(is("X")) {
+        let number = |name: &str| event[name].as_f64().expect("a number");
+        assert!(names.contains(&event["name"].as_str().expect("a name")), "{event}");
+        assert!(operations.contains(&event["args"]["operation"].as_str().expect("a name")), "{event}");
+        assert!(number("ts") >= 0.0 && number("dur") >= 0.0, "{event}");
+        assert!(event["args"]["peer"].as_u64().is_none_or(|peer| peer < 2), "{event}");
+        let track = (event["pid"].as_u64().expect("a rank"), event["tid"].as_u64().expect("a track"));
+        tracks.entry(track).or_insert_with(Vec::new).push((number("ts"), number("ts") + number("dur")));
+    }
+    for (track, spans) in &mut tracks {
+        spans.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
+        // Nanoseconds as µs are not exact.
+        assert!(spans.windows(2).all(|pair| pair[0].1 < pair[1].0 + 1e-6), "spans of {track:?} overlap");
+    }
+    for rank in 0..2 {
+        let has = |kind, name: &str| {
+            events.iter().filter(is(kind)).any(|event| event["pid"] == rank && event["name"] == name)
+        };
+        assert!(has("X", "send") && has("X", "wait for rows") && has("M", "process_name"));
+    }
+    let named = events.iter().filter(is("M")).filter(|event| event["name"] == "thread_name").count();
+    assert_eq!(named, tracks.len(), "every track has a name");
+
+    let (_, _, one) = trace("--operation combine --plain");
+    let of_one = one["traceEvents"].as_array().expect("events").iter().filter(is("X"));
+    let combines = of_one.inspect(|event| assert_eq!(event["args"]["operation"], "combine")).count();
+    assert!(combines > 0);
+    let (_, err, cut) = trace("--marks 50 --quiet");
+    assert!(err.contains("had no room for the last"), "{err}");
+    assert!(cut["otherData"]["lost_marks"][1].as_u64().expect("a number") > 0);
+    let bad = tokenrail("trace --out nowhere/at/all.json --tokens 1 --hidden 128 --experts 8 --topk 3");
+    fails(&bad, 1, &["--out: nowhere/at/all.json"]);
+    fails(&tokenrail("trace --out x.json --marks 0 --tokens 1 --hidden 128"), 1, &["marks: 0"]);
 }
 
 /// A small measurement of latencies with these settings besides.

@@ -11,6 +11,8 @@ mod network;
 mod skip;
 #[path = "common/streams.rs"]
 mod streams;
+#[path = "common/trace.rs"]
+mod traced;
 
 use common::input;
 use common::random::Limits;
@@ -58,6 +60,20 @@ fn machine_beneath_the_kernels() {
 #[test]
 fn streams_events_graphs_and_memory() {
     on_gpus(streams::check);
+}
+
+#[test]
+fn traced_calls_come_to_the_same() {
+    on_gpus(|backend| {
+        let config = Config { low_latency: Some(LowLatency::new(128)), ..Config::new(64, 8, 1024, 128) };
+        let by_expert =
+            Config { expert_major: Some(ExpertMajor { alignment: 16, rows: None }), ..config.clone() };
+        for ranks in [1, 2, 4] {
+            for config in [&config, &by_expert, &Config { bulk_copy: Some(false), ..config.clone() }] {
+                traced::check(config, ranks, 128, backend);
+            }
+        }
+    });
 }
 
 #[test]

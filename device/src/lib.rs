@@ -8,6 +8,7 @@
 //! * [`throughput`]: layout, dispatch and combine for training and prefill
 //! * [`low_latency`]: dispatch and combine for decode
 //! * [`internode`]: commands to the proxy, for what goes to other nodes
+//! * [`trace`]: what warps do, and when
 //! * [`quantize`]: bf16 rows to FP8 with scales
 //! * [`workload`]: what measurements and checks use: a known expert function, a plain copy, a flag, a probe of the machine
 #![no_std]
@@ -23,6 +24,7 @@ pub mod low_latency;
 mod meet;
 pub mod quantize;
 pub mod throughput;
+pub mod trace;
 mod unroll;
 pub mod wire;
 pub mod workload;

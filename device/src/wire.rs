@@ -4,6 +4,7 @@
 //! only grows, so nothing is ever cleared. The **workspace** is the rank's own: no peer touches it.
 
 use crate::gpu::mem::{self, Address};
+use crate::trace::{About, Activity, Trace};
 
 /// Channels that share one FP8 scale.
 pub const SCALE_CHANNELS: u32 = 128;
@@ -501,8 +502,8 @@ pub struct Exchange {
     pub handle_at: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
-    /// Where what warps do is recorded; null to record nothing.
-    pub trace: Address,
+    /// Where what warps do is recorded, if it is.
+    pub trace: Trace,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
     /// This rank.
@@ -684,6 +685,7 @@ impl Exchange {
     ///
     /// # Safety
     /// See [`Exchange::peer`].
+    #[inline(always)]
     pub unsafe fn wait_flag(
         &self,
         flags: u64,
@@ -695,7 +697,10 @@ impl Exchange {
         // SAFETY: `flags` is the offset of a region with a flag for every rank.
         unsafe {
             let flag = self.own().offset(flags).long(peer);
-            match mem::wait_at_least_acquire_sys(flag, epoch, deadline_ns) {
+            self.trace.begin();
+            let waited = mem::wait_at_least_acquire_sys(flag, epoch, deadline_ns);
+            self.trace.end(Activity::wait(phase), About::peer(peer));
+            match waited {
                 Ok(()) => true,
                 Err(seen) => {
                     self.fail(Report::new(Failure::Late, phase, peer, epoch, epoch, seen));

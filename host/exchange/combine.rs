@@ -1,5 +1,6 @@
 //! The call that brings the experts' results back.
 
+use super::trace::Operation;
 use super::{Exchange, Output, Outputs, Received, Transport, Weights};
 use crate::Error;
 use crate::gpu::{Grid, Stream, View};
@@ -54,7 +55,7 @@ impl Exchange {
         let by_copies = output.transport == Transport::CopyEngine;
         self.has_room_for(output.transport)?;
 
-        let exchange = self.device_side(received.flight, received.handle.index);
+        let exchange = self.device_side(Operation::Combine, received.flight, received.handle.index);
         let threads = self.gpu().description().warps * WARP;
         if let Some(args) = reduction(exchange, received, output) {
             // SAFETY: the arrays were checked; positions are the handle's, which is valid.

@@ -1,5 +1,6 @@
 //! The call that sends tokens to their experts.
 
+use super::trace::Operation;
 use super::{Exchange, Handle, Input, Received, Routing, Tokens, Transport};
 use crate::Error;
 use crate::gpu::{Buffer, Grid, Stream, View};
@@ -45,7 +46,7 @@ impl Exchange {
         let staging = self.dispatch_staging;
         let by_expert = self.plan.shape.expert_rows > 0;
         let args = DispatchArgs {
-            exchange: self.device_side(flight, handle.index),
+            exchange: self.device_side(Operation::Dispatch, flight, handle.index),
             x: input.x.address,
             x_scales: input.x_scales.unwrap_or(NOWHERE).address,
             topk_idx: routing.topk_idx.address,

@@ -46,6 +46,7 @@
 //! ```
 
 use super::link::NOWHERE;
+use super::trace::Operation;
 use super::{Exchange, Tokens};
 use crate::arena::Arena;
 use crate::config::{BatchPlan, Plan};
@@ -517,8 +518,8 @@ impl<'a> Calls<'a> {
         }
     }
 
-    /// What every kernel of a batch is told.
-    fn device_side(&self, index: u32) -> DeviceBatch {
+    /// What every kernel of an operation of a batch is told.
+    fn device_side(&self, operation: Operation, index: u32) -> DeviceBatch {
         let exchange = &self.exchange;
         DeviceBatch {
             shape: self.plan.shape,
@@ -527,7 +528,7 @@ impl<'a> Calls<'a> {
             workspace: exchange.workspace.address().offset(exchange.plan.batch_work_offset(index)),
             own: exchange.arena.own().address().offset(exchange.plan.batch_arena_offset(index)),
             report: exchange.batches[index as usize].report.address(),
-            trace: Address::NULL,
+            trace: exchange.recorder.device_side(operation, index),
             link: exchange.link.as_ref().map_or(NOWHERE, |link| {
                 link.device_side(index * channel::COUNT, exchange.plan.batch_arena_offset(index))
             }),
@@ -559,7 +560,7 @@ impl<'a> Calls<'a> {
     ) -> Result<(), Error> {
         let address = |view: Option<View>| view.map_or(Address::NULL, |view| view.address);
         let args = DispatchArgs {
-            batch: self.device_side(index),
+            batch: self.device_side(Operation::LowLatencyDispatch, index),
             x: input.x.address,
             topk_idx: input.topk_idx.address,
             topk_weights: address(input.topk_weights),
@@ -594,7 +595,7 @@ impl<'a> Calls<'a> {
     ) -> Result<(), Error> {
         let address = |view: Option<View>| view.map_or(Address::NULL, |view| view.address);
         let args = CombineArgs {
-            batch: self.device_side(index),
+            batch: self.device_side(Operation::LowLatencyCombine, index),
             y,
             topk_weights: address(sums.and_then(|sums| sums.topk_weights)),
             out: address(sums.map(|sums| sums.combined)),

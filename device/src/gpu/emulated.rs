@@ -14,6 +14,14 @@ pub use simt::{
     thread_index, warp_barrier,
 };
 
+pub fn multiprocessor() -> u32 {
+    simt::block_index()
+}
+
+pub fn opaque(value: u64) -> u64 {
+    value
+}
+
 pub fn trap() -> ! {
     simt::fault("trap".into())
 }

@@ -14,6 +14,13 @@ pub mod shared;
 pub mod thread;
 pub mod warp;
 
+/// The same number, but not so that the compiler knows: what is made of it is made here and now, and not ahead of a loop, where
+/// it would take a register; and no loop becomes two, one for each outcome of a question about it.
+#[inline(always)]
+pub(crate) fn opaque(value: u64) -> u64 {
+    machine::opaque(value)
+}
+
 #[cfg(not(target_arch = "nvptx64"))]
 #[path = "emulated.rs"]
 mod machine;

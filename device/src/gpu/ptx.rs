@@ -39,6 +39,14 @@ pub fn block_index() -> u32 {
 }
 
 #[inline(always)]
+pub fn multiprocessor() -> u32 {
+    let number;
+    // SAFETY: reads a special register.
+    unsafe { asm!("mov.u32 {}, %smid;", out(reg32) number, options(nostack)) };
+    number
+}
+
+#[inline(always)]
 pub fn block_size() -> u32 {
     // SAFETY: reads a special register.
     unsafe { nvptx::_block_dim_x() as u32 }
@@ -61,6 +69,14 @@ pub fn now_ns() -> u64 {
     // SAFETY: reads a special register.
     unsafe { asm!("mov.u64 {}, %globaltimer;", out(reg64) now, options(nostack)) };
     now
+}
+
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    let same;
+    // SAFETY: a copy.
+    unsafe { asm!("mov.u64 {}, {};", out(reg64) same, in(reg64) value, options(nostack)) };
+    same
 }
 
 #[inline(always)]

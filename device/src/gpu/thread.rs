@@ -15,6 +15,11 @@ pub fn block_index() -> u32 {
     machine::block_index()
 }
 
+/// The multiprocessor that this thread runs on (`%smid`; on the emulator, which has none, the block's number).
+pub fn multiprocessor() -> u32 {
+    machine::multiprocessor()
+}
+
 /// Threads in a block (`%ntid.x`).
 pub fn block_size() -> u32 {
     machine::block_size()

@@ -10,6 +10,7 @@ use crate::internode::Link;
 use crate::internode::command::{Command, Target};
 #[cfg(doc)]
 use crate::internode::ring::Ring;
+use crate::trace::{About, Activity, Trace};
 use crate::wire::{Failure, Phase, Report, write_report};
 
 /// What a batch counts.
@@ -60,8 +61,8 @@ pub struct Batch {
     pub own: Address,
     /// Where a failure is reported: host-visible memory of [`Report::WORDS`] u64.
     pub report: Address,
-    /// Where what warps do is recorded; null to record nothing.
-    pub trace: Address,
+    /// Where what warps do is recorded, if it is.
+    pub trace: Trace,
     /// How long any one wait may take, in nanoseconds.
     pub timeout_ns: u64,
     /// The way to ranks of other nodes, where there are any. Its channels are [`channel`]'s.
@@ -245,7 +246,10 @@ impl Batch {
                 }
                 // SAFETY: the contract. Partner: `signal_far`, on `peer`.
                 unsafe {
-                    if let Err(seen) = self.link.wait(channel, peer, lane, epoch, deadline_ns) {
+                    self.trace.begin();
+                    let waited = self.link.wait(channel, peer, lane, epoch, deadline_ns);
+                    self.trace.end(Activity::wait(phase), About::peer(peer));
+                    if let Err(seen) = waited {
                         self.late(phase, peer, epoch, epoch, seen);
                         all = false;
                     }
@@ -322,7 +326,10 @@ impl Batch {
             for peer in thread::strided(self.shape.ranks) {
                 // Partner: `acknowledge` on `peer` (fence, then relaxed, sys).
                 let flag = self.own.offset(read).long(peer);
-                if let Err(seen) = mem::wait_at_least_acquire_sys(flag, epoch - 1, deadline_ns) {
+                self.trace.begin();
+                let waited = mem::wait_at_least_acquire_sys(flag, epoch - 1, deadline_ns);
+                self.trace.end(Activity::WaitRead, About::peer(peer));
+                if let Err(seen) = waited {
                     self.late(Phase::Read, peer, epoch, epoch - 1, seen);
                     may = false;
                 }

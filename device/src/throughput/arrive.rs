@@ -4,6 +4,7 @@ use super::across::finish;
 use super::dispatch::Block;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, shared, thread, warp};
+use crate::trace::{About, Activity};
 use crate::wire::{Failure, Phase, counts};
 
 /// Whether this rank has sent its rows: no block has found a reason not to. A block's own plan says too little:
@@ -161,6 +162,7 @@ pub unsafe fn signal<const ACROSS: bool>(block: &Block) {
             let flag = exchange.peer(peer).offset(exchange.arena.data_flags).long(exchange.rank);
             mem::store_release_sys_u64(flag, block.epoch);
         }
+        exchange.trace.end_warp(Activity::Signal, About::NOTHING);
     }
 }
 
@@ -194,6 +196,7 @@ pub unsafe fn wait<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
             }
         }
         let arrived = !block::barrier_or(!arrived);
+        exchange.trace.end_warp(Activity::Barrier, About::NOTHING);
         if block::is_first_thread() {
             mem::store_u64(exchange.work(exchange.work.dispatch_epoch), block.epoch);
             mem::store_relaxed_gpu_u32(exchange.work(exchange.work.unsent), 0);
@@ -210,6 +213,7 @@ pub unsafe fn wait<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
             }
         } else if block.args.cached == 0 {
             count_experts(block, arrived);
+            exchange.trace.end_warp(Activity::Settle, About::NOTHING);
         }
     }
 }

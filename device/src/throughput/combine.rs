@@ -12,6 +12,7 @@ use crate::gpu::{block, clock, thread};
 use crate::internode::Link;
 use crate::kernel::kernel;
 use crate::meet;
+use crate::trace::{About, Activity};
 use crate::wire::{Exchange, Phase};
 
 /// Arguments of [`Combine`] and [`CombinePlain`].
@@ -88,11 +89,13 @@ unsafe fn combine_across_plain(args: CombineAcrossArgs) {
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn combine_bulk(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe { combine(&args, pull::Bulk::new(&args)) }
 }
 
+#[inline(always)]
 unsafe fn combine_plain(args: CombineArgs) {
     // SAFETY: the contract of CombineArgs, passed on.
     unsafe { combine(&args, pull::Plain) }
@@ -120,13 +123,14 @@ impl Shared {
 #[inline(always)]
 unsafe fn combine(args: &CombineArgs, mut pull: impl Pull) {
     let exchange = &args.exchange;
-    let ranks = exchange.shape.ranks;
+    let (ranks, trace) = (exchange.shape.ranks, exchange.trace);
     // SAFETY: the contract of CombineArgs. The epoch is written by the last block, after every block has read it.
     unsafe {
         let at = exchange.work(exchange.work.combine_epoch);
         let epoch = mem::load_u64(at) + 1;
         let tokens = mem::load_u32(exchange.handle(exchange.handle.tokens));
         let deadline_ns = clock::now_ns() + exchange.timeout_ns;
+        trace.begin_warp();
         if thread::block_index() == 0 {
             for peer in thread::strided(ranks) {
                 // Partner: the wait for ready_flags below, on `peer` (acquire, sys). What it releases: the outputs,
@@ -134,20 +138,25 @@ unsafe fn combine(args: &CombineArgs, mut pull: impl Pull) {
                 let flag = exchange.peer(peer).offset(exchange.arena.ready_flags).long(exchange.rank);
                 mem::store_release_sys_u64(flag, epoch);
             }
+            trace.end_warp(Activity::Signal, About::NOTHING);
         }
         let mut late = false;
         for peer in thread::strided(ranks) {
             // Partner: the release above, on `peer`.
             late |= !exchange.wait_flag(exchange.arena.ready_flags, peer, epoch, deadline_ns, Phase::Ready);
         }
-        if !block::barrier_or(late) {
+        let late = block::barrier_or(late);
+        trace.end_warp(Activity::Barrier, About::NOTHING);
+        if !late {
             if !args.slots_out.is_null() {
                 pull::slots(args, tokens);
+                trace.end_warp(Activity::Slots, About::NOTHING);
             }
             pull::tokens_of_all_ranks(args, tokens, &mut pull);
         }
         if meet::last_block(exchange.work(exchange.work.arrived)) && block::is_first_thread() {
             mem::store_u64(at, epoch);
         }
+        trace.end_warp(Activity::Meet, About::NOTHING);
     }
 }

@@ -20,6 +20,7 @@ use crate::gpu::{block, clock, shared, thread};
 use crate::internode::Link;
 use crate::kernel::kernel;
 use crate::meet;
+use crate::trace::{About, Activity};
 use crate::wire::{CHUNK, Exchange, Failure, MAX_SIDES, Phase, Report, ScaleStrides, Shape};
 
 /// Arguments of all dispatch kernels.
@@ -129,22 +130,26 @@ kernel!(
 );
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn dispatch_bulk(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe { near::<false>(&args, send::bulk::<false, false>, expand::nothing) }
 }
 
+#[inline(always)]
 unsafe fn dispatch_plain(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe { near::<false>(&args, send::plain::<false, false>, expand::nothing) }
 }
 
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
+#[inline(always)]
 unsafe fn dispatch_by_expert_bulk(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe { near::<true>(&args, send::bulk::<true, false>, expand::bulk) }
 }
 
+#[inline(always)]
 unsafe fn dispatch_by_expert_plain(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs, passed on.
     unsafe { near::<true>(&args, send::plain::<true, false>, expand::plain) }
@@ -176,10 +181,12 @@ unsafe fn by_expert_across_plain(args: DispatchAcrossArgs) {
     unsafe { across::<true>(&args, send::plain::<true, true>, forward::plain::<true>, expand::plain) }
 }
 
+#[inline(always)]
 unsafe fn arrive_alone(args: DispatchArgs) {
     // SAFETY: the contract of DispatchArgs; the packing kernel was the last one with this workspace.
     unsafe {
         let block = Block::new::<false>(&args, &Link::NONE);
+        args.exchange.trace.begin_warp();
         arrive::signal::<false>(&block);
         arrive::wait::<false, false>(&block);
     }
@@ -445,25 +452,35 @@ unsafe fn dispatch<const BY_EXPERT: bool, const ACROSS: bool>(
     // SAFETY: the contracts of DispatchArgs and, with ACROSS, of Link.
     unsafe {
         let block = Block::new::<BY_EXPERT>(args, link);
+        let trace = exchange.trace;
+        trace.begin_warp();
         let meetings = exchange.work(exchange.work.arrived);
         if args.cached == 0 {
             count::count::<BY_EXPERT>(&block);
-            if meet::last_block(meetings) {
+            trace.end_warp(Activity::Count, About::NOTHING);
+            let last = meet::last_block(meetings);
+            trace.end_warp(Activity::Meet, About::NOTHING);
+            if last {
                 announce::announce::<BY_EXPERT, ACROSS>(&block);
+                trace.end_warp(Activity::Announce, About::NOTHING);
             }
         } else if thread::block_index() == 0 {
             announce::announce_handle::<ACROSS>(&block);
+            trace.end_warp(Activity::Announce, About::NOTHING);
         }
         if exchange.shape.side_words[0] != 0 && block::is_first_thread() {
             send::list_sides(&block);
         }
         if ACROSS {
             pack::pack::<BY_EXPERT>(&block);
+            trace.end_warp(Activity::Pack, About::NOTHING);
         }
         let plan = plan::plan::<BY_EXPERT, ACROSS>(&block);
+        trace.end_warp(Activity::Plan, About::NOTHING);
         if plan.send {
             if !BY_EXPERT && !ACROSS && args.cached == 0 {
                 announce::send_expert_counts(&block);
+                trace.end_warp(Activity::Announce, About::NOTHING);
             }
             if thread::warp_index() < args.senders {
                 send_rows(&block);
@@ -476,12 +493,15 @@ unsafe fn dispatch<const BY_EXPERT: bool, const ACROSS: bool>(
                 expand::clear(&block);
             }
         }
-        if meet::last_block(meetings.word(1)) {
+        let last = meet::last_block(meetings.word(1));
+        trace.end_warp(Activity::Meet, About::NOTHING);
+        if last {
             if args.pack == 0 {
                 arrive::signal::<ACROSS>(&block);
             }
             // While the rows are on their way.
             arrive::settle::<BY_EXPERT, ACROSS>(&block);
+            trace.end_warp(Activity::Settle, About::NOTHING);
             if args.pack == 0 {
                 arrive::wait::<BY_EXPERT, ACROSS>(&block);
             }

@@ -11,6 +11,7 @@ use super::send::written;
 use crate::gpu::bulk;
 use crate::gpu::mem::{self, Address, Quad};
 use crate::gpu::{shared, thread, warp};
+use crate::trace::{About, Activity};
 use crate::wire::{CHUNK, Failure, Phase, Report, counts};
 
 /// No expert-major row: for a slot of another rank, or one that was left out.
@@ -90,6 +91,7 @@ impl<'a> Expansion<'a> {
                 self.mark(row, NONE, NONE);
                 row += step * thread::WARP;
             }
+            exchange.trace.end_warp(Activity::Pad, About::NOTHING);
         }
     }
 
@@ -129,6 +131,7 @@ impl<'a> Expansion<'a> {
                 // Partner: `signal_chunk` on `source` (release, sys).
                 let flag = self.own.offset(arena.chunk_flags).long(at);
                 let waited = mem::wait_at_least_acquire_sys(flag, block.epoch, block.deadline_ns);
+                exchange.trace.end_warp(Activity::WaitRows, About::both(source, token));
                 if let Err(seen) = waited {
                     let (epoch, late) = (block.epoch, Failure::Late);
                     exchange.fail(Report::new(late, Phase::Data, source, epoch, epoch, seen));
@@ -140,6 +143,7 @@ impl<'a> Expansion<'a> {
                 let range = mem::load_u64(self.own.offset(arena.chunk_rows).long(at));
                 let first = (range >> 32) as u32;
                 each(source, first, first + range as u32);
+                exchange.trace.end_warp(Activity::Expand, About::both(source, token));
             }
         }
     }
@@ -393,6 +397,7 @@ pub unsafe fn bulk(block: &Block) {
         if driver {
             // The kernel's end tells the reader.
             written();
+            args.exchange.trace.end(Activity::WaitWritten, About::NOTHING);
         }
     }
 }

@@ -4,6 +4,7 @@ use super::across;
 use super::dispatch::Block;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{block, shared, thread, warp};
+use crate::trace::{About, Activity};
 use crate::wire::{Failure, Phase, counts};
 
 /// What is to be done.
@@ -47,7 +48,9 @@ pub unsafe fn plan<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) -> 
             let flags = exchange.arena.count_flags;
             good &= exchange.wait_flag(flags, peer, block.epoch, block.deadline_ns, Phase::Counts);
         }
-        if block::barrier_or(!good) {
+        let bad = block::barrier_or(!good);
+        exchange.trace.end_warp(Activity::Barrier, About::NOTHING);
+        if bad {
             return nothing(block);
         }
         let own = exchange.own();

@@ -6,6 +6,7 @@ use crate::gpu::mem::{self, Address};
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::gpu::{bulk, shared};
 use crate::gpu::{thread, warp};
+use crate::trace::{About, Activity};
 use crate::wire::NO_ROUTE;
 
 /// This lane's route of `token`; [`NO_ROUTE`] on lanes without. Lanes with one come first, in ascending order of the
@@ -109,6 +110,12 @@ pub(super) unsafe fn finish<H: Half, const BIASED: bool>(args: &CombineArgs, mut
 
 /// What a warp sums: for each of some items, rows that become one.
 pub(super) trait Job {
+    /// What summing is for it.
+    const SUM: Activity;
+
+    /// What the sum of an item is about.
+    fn about(&self, item: u32) -> About;
+
     /// This warp's.
     fn items(&self) -> impl Iterator<Item = u32>;
 
@@ -136,6 +143,13 @@ struct Tokens<'a> {
 }
 
 impl Job for Tokens<'_> {
+    const SUM: Activity = Activity::Sum;
+
+    #[inline(always)]
+    fn about(&self, item: u32) -> About {
+        About::token(item)
+    }
+
     #[inline(always)]
     fn items(&self) -> impl Iterator<Item = u32> {
         tokens(self.all)
@@ -241,6 +255,7 @@ impl Pull for Plain {
                     quad += thread::WARP;
                 }
                 job.done(item);
+                args.exchange.trace.end_warp(J::SUM, job.about(item));
             }
         }
     }
@@ -344,6 +359,7 @@ impl Pull for Bulk {
                 // SAFETY: this warp's own mbarrier and stage. Partner of the wait: the pulls of this piece.
                 unsafe {
                     bulk::mbarrier_wait(barrier(stage), parity);
+                    args.exchange.trace.end_warp(Activity::Pull, job.about(item));
                     for quad in thread::lane_strided(bytes_of(piece) / 16) {
                         let at = buffer(stage) + 16 * quad;
                         let mut sums =
@@ -356,6 +372,8 @@ impl Pull for Bulk {
                 }
                 // Everybody has read the stage before it is pulled into again.
                 warp::barrier(warp::ALL);
+                // SAFETY: the contract of CombineArgs.
+                unsafe { args.exchange.trace.end_warp(J::SUM, job.about(item)) };
                 stage += 1;
                 if stage == stages {
                     stage = 0;

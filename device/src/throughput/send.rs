@@ -5,6 +5,7 @@ use super::dispatch::{Block, SIDE_BYTES};
 use crate::gpu::bulk;
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{shared, thread, warp};
+use crate::trace::{About, Activity};
 use crate::wire::{CHUNK, MAX_SIDES, NO_ROUTE};
 
 /// The tokens of a sending warp: every `senders`th of the block's, or every `senders`th chunk of them.
@@ -442,10 +443,15 @@ pub unsafe fn plain<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
                 tally.count(route);
             }
         });
+        // SAFETY: as above.
+        unsafe { block.args.exchange.trace.end_warp(Activity::Send, About::token(token)) };
         if BY_EXPERT && ends_chunk(block, token) {
             warp::barrier(warp::ALL);
             // SAFETY: as above.
-            unsafe { signal_chunk::<ACROSS>(block, token, tally) };
+            unsafe {
+                signal_chunk::<ACROSS>(block, token, tally);
+                block.args.exchange.trace.end_warp(Activity::Signal, About::token(token));
+            }
             tally = Tally::NONE;
         }
     }
@@ -461,6 +467,7 @@ pub unsafe fn plain<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
 #[inline(always)]
 pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
     let args = block.args;
+    let trace = args.exchange.trace;
     let row_bytes = args.exchange.shape.row_bytes;
     let (stages, stage_bytes) = (args.stages, args.stage_bytes);
     let pieces = row_bytes.div_ceil(stage_bytes.max(1));
@@ -513,9 +520,14 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
             if driver {
                 // The buffer to load next is the one that the last piece's stores read.
                 bulk::wait_read();
+                // SAFETY: the contract of DispatchArgs.
+                unsafe { trace.end(Activity::WaitBuffer, About::token(token)) };
                 load_next();
                 // SAFETY: this warp's own mbarrier. Partner: the load of this piece, which completes on it.
-                unsafe { bulk::mbarrier_wait(barrier(stage), parity) };
+                unsafe {
+                    bulk::mbarrier_wait(barrier(stage), parity);
+                    trace.end(Activity::Load, About::token(token));
+                }
             }
             for_each_route(route, |route| {
                 if driver {
@@ -538,6 +550,8 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
                     for_each_route(route, |route| tally.count(route));
                 }
             }
+            // SAFETY: the contract of DispatchArgs.
+            unsafe { trace.end_warp(Activity::Send, About::token(token)) };
             stage += 1;
             if stage == stages {
                 stage = 0;
@@ -547,16 +561,23 @@ pub unsafe fn bulk<const BY_EXPERT: bool, const ACROSS: bool>(block: &Block) {
         if BY_EXPERT && ends_chunk(block, token) {
             if driver {
                 written();
+                // SAFETY: the contract of DispatchArgs.
+                unsafe { trace.end(Activity::WaitWritten, About::token(token)) };
             }
             warp::barrier(warp::ALL);
             // SAFETY: the contract of DispatchArgs.
-            unsafe { signal_chunk::<ACROSS>(block, token, tally) };
+            unsafe {
+                signal_chunk::<ACROSS>(block, token, tally);
+                trace.end_warp(Activity::Signal, About::token(token));
+            }
             tally = Tally::NONE;
         }
     }
     if driver {
         // `arrive` is about to tell the receivers.
         written();
+        // SAFETY: the contract of DispatchArgs.
+        unsafe { trace.end(Activity::WaitWritten, About::NOTHING) };
     }
 }
 

@@ -8,6 +8,7 @@ use crate::low_latency::far;
 use crate::low_latency::format::{Values, Wire, pack};
 use crate::low_latency::layout::TILE_CELLS;
 use crate::low_latency::packet::{self, Peek};
+use crate::trace::{About, Activity};
 use crate::unroll::unroll;
 use crate::wire::Phase;
 
@@ -25,6 +26,7 @@ pub unsafe fn receive<F: Wire, const AHEAD: usize, const FAR: bool>(args: &Combi
         let epoch = batch.next(Step::CombineReceived);
         let started_ns = clock::now_ns();
         let deadline_ns = started_ns + batch.timeout_ns;
+        batch.trace.begin_warp();
         let tokens = mem::load_u32(batch.work(batch.work.tokens));
         let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
         for item in share(tokens * tiles) {
@@ -147,6 +149,7 @@ impl Receiver<'_> {
                 next += AHEAD as u32;
             }
             self.store::<F>(token, tile, &sums);
+            batch.trace.end_warp(Activity::Sum, About::token(token));
             true
         }
     }
@@ -170,6 +173,7 @@ impl Receiver<'_> {
             if thread::lane() == 0 {
                 let waited_ns = clock::now_ns() - self.started_ns;
                 batch.has_waited(Waited::Combine, self.epoch, source, waited_ns);
+                batch.trace.end(Activity::WaitParts, About::peer(source));
             }
         }
         true
@@ -196,6 +200,7 @@ impl Receiver<'_> {
             if thread::lane() == 0 {
                 let waited_ns = clock::now_ns() - self.started_ns;
                 batch.has_waited(Waited::Combine, self.epoch, source, waited_ns);
+                batch.trace.end(Activity::WaitParts, About::peer(source));
             }
         }
         true

@@ -11,6 +11,7 @@ use crate::low_latency::format::{Quads, Values, Wire, ZEROS, values};
 use crate::low_latency::layout::{NO_ROW, Shape, TILE_CELLS};
 use crate::low_latency::packet;
 use crate::meet::last_block;
+use crate::trace::{About, Activity};
 use crate::unroll::unroll;
 
 /// Bytes of a block's dynamic shared memory: [`Peers`].
@@ -31,6 +32,7 @@ pub unsafe fn send<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineA
     unsafe {
         let epoch = batch.next(Step::CombineSent);
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
+        batch.trace.begin_warp();
         let peers = Peers::load(batch, shared::base());
         batch.acknowledge::<FAR>(deadline_ns);
         let most = most_tokens(args).max(1);
@@ -49,8 +51,11 @@ pub unsafe fn send<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineA
                 sums = row(item).sum::<F, AHEAD>();
             }
         }
+        batch.trace.end_warp(Activity::Sum, About::NOTHING);
         let ready = batch.may_send(batch.arena.combine_read, epoch, deadline_ns);
-        if block::barrier_or(!ready) {
+        let late = block::barrier_or(!ready);
+        batch.trace.end_warp(Activity::Barrier, About::NOTHING);
+        if late {
             return;
         }
         batch.add_up_waits();
@@ -58,6 +63,7 @@ pub unsafe fn send<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineA
             && row(item).came_here()
         {
             row(item).write::<F, FAR>(row(item).part(), 0, &sums);
+            batch.trace.end_warp(Activity::Send, row(item).about());
         }
         for item in items {
             let row = row(item);
@@ -70,9 +76,11 @@ pub unsafe fn send<F: Wire, const AHEAD: usize, const FAR: bool>(args: &CombineA
                 let sums = row.sum::<F, AHEAD>();
                 row.write::<F, FAR>(row.part(), 0, &sums);
             }
+            batch.trace.end_warp(Activity::Send, row.about());
         }
         if FAR {
             post(args, peers, epoch, deadline_ns);
+            batch.trace.end_warp(Activity::Signal, About::NOTHING);
         }
         batch.count(Step::CombineSent, epoch);
     }
@@ -153,6 +161,11 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
+    #[inline(always)]
+    fn about(&self) -> About {
+        About::both(self.source, self.token)
+    }
+
     /// Whether the token came to this rank.
     #[inline(always)]
     unsafe fn came_here(&self) -> bool {

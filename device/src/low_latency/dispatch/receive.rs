@@ -8,6 +8,7 @@ use crate::low_latency::far;
 use crate::low_latency::format::{Bf16, E4m3};
 use crate::low_latency::layout::{Element, NO_ROW, Shape, TILE_CELLS, summary};
 use crate::low_latency::packet::{self, Filled, Peek, Tile};
+use crate::trace::{About, Activity};
 use crate::unroll::unroll;
 use crate::wire::{Failure, Phase, Report};
 
@@ -42,6 +43,7 @@ pub unsafe fn receive<const FAR: bool>(args: &DispatchArgs) {
         let epoch = batch.next(Step::DispatchReceived);
         let started_ns = clock::now_ns();
         let deadline_ns = started_ns + batch.timeout_ns;
+        batch.trace.begin_warp();
         let receiver = Receiver { args, epoch, tag: packet::tag(epoch), started_ns, deadline_ns };
         let received =
             if batch.shape.quantized() { receiver.all::<E4m3, FAR>() } else { receiver.all::<Bf16, FAR>() };
@@ -88,7 +90,10 @@ impl Receiver<'_> {
         let tiles = shape.dispatched().tiles(shape.hidden).max(1);
         // SAFETY: the contract; all threads of the block take the same way.
         unsafe {
-            if !self.summaries::<FAR>() {
+            let trace = self.args.batch.trace;
+            let come = self.summaries::<FAR>();
+            trace.end_warp(Activity::Barrier, About::NOTHING);
+            if !come {
                 return false;
             }
             let most = self.most();
@@ -104,6 +109,7 @@ impl Receiver<'_> {
             let look = self.look::<F>(first.is_some() && is_near, source, token, at);
             self.count();
             block::barrier();
+            trace.end_warp(Activity::Count, About::NOTHING);
             let comes_first = first.is_some() && comes(shape, source, token);
             if comes_first && is_near && !self.row::<F>(source, token, at, look) {
                 return false;
@@ -151,14 +157,25 @@ impl Receiver<'_> {
             let from = batch.own.offset(batch.arena.summaries);
             for index in thread::strided(shape.ranks * packets) {
                 let source = index / packets;
+                let is_first = index % packets == 0;
+                if is_first {
+                    batch.trace.begin();
+                }
                 if FAR && batch.is_far(source) {
                     late |= !self.far_summary(source, index % packets);
+                    if is_first {
+                        batch.trace.end(Activity::WaitSummary, About::peer(source));
+                    }
                     continue;
                 }
                 // Partner: `Routing::tell_summary`, on the source.
-                match packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns) {
+                let read = packet::read(packet::nth(from, index.into()), self.tag, self.deadline_ns);
+                if is_first {
+                    batch.trace.end(Activity::WaitSummary, About::peer(source));
+                }
+                match read {
                     Ok(([a, b, c], waited)) => {
-                        if waited && index % packets == 0 {
+                        if waited && is_first {
                             self.has_waited(source);
                         }
                         let at = told(shape, source, 3 * (index % packets));
@@ -227,6 +244,7 @@ impl Receiver<'_> {
         // SAFETY: the contract; all lanes of the warp take the same way.
         unsafe {
             let come = self.arrived(source, batch.link.lane_of(token), Phase::Rows);
+            batch.trace.end_warp(Activity::WaitRows, About::both(source, token));
             if warp::ballot(warp::ALL, !come) != 0 {
                 return false;
             }
@@ -240,6 +258,7 @@ impl Receiver<'_> {
             let from = message.offset(shape.far_slots_bytes() as u64);
             let read = far::read_tile::<F>(from, shape.dispatched(), shape.hidden, tile);
             self.deliver::<F>(source, token, tile, [place, weight, part], &read);
+            batch.trace.end_warp(Activity::Receive, About::both(source, token));
         }
         true
     }
@@ -372,9 +391,11 @@ impl Receiver<'_> {
                 }
                 if lane == 0 {
                     self.has_waited(source);
+                    batch.trace.end(Activity::WaitRows, About::both(source, token));
                 }
             }
             self.deliver::<F>(source, token, tile, slot, &peek.tile::<F>());
+            batch.trace.end_warp(Activity::Receive, About::both(source, token));
             true
         }
     }

@@ -9,6 +9,7 @@ use crate::low_latency::batch::{Peers, channel};
 use crate::low_latency::layout::{NO_ROW, Shape, summary};
 use crate::low_latency::packet;
 use crate::meet::last_block;
+use crate::trace::{About, Activity};
 use crate::unroll::unroll;
 use crate::wire::{Failure, Phase, Report};
 
@@ -112,8 +113,11 @@ impl<'a> Routing<'a> {
             batch.acknowledge::<FAR>(deadline_ns);
             routing.clear();
             meanwhile();
+            batch.trace.end_warp(Activity::Route, About::NOTHING);
             let ready = batch.may_send(batch.arena.dispatch_read, epoch, deadline_ns);
-            if !block::barrier_or(!(ready && valid)) {
+            let bad = block::barrier_or(!(ready && valid));
+            batch.trace.end_warp(Activity::Barrier, About::NOTHING);
+            if !bad {
                 return Some(routing);
             }
             if block::barrier_or(!ready) {

@@ -9,6 +9,7 @@ use crate::low_latency::far;
 use crate::low_latency::format::{self, Bf16, E4m3, Quads, Scaling};
 use crate::low_latency::layout::{Element, TILE_CELLS};
 use crate::low_latency::packet::{self, Filled, Tile};
+use crate::trace::{About, Activity};
 use crate::unroll::unroll;
 
 /// A format of dispatched rows.
@@ -73,6 +74,7 @@ unsafe fn send_as<F: Outgoing, const FAR: bool>(args: &DispatchArgs) {
     unsafe {
         let epoch = batch.next(Step::DispatchSent);
         let deadline_ns = clock::now_ns() + batch.timeout_ns;
+        batch.trace.begin_warp();
         let mut items = share(args.tokens * tiles);
         // Ahead of all else, as they take longest.
         let first = items.next();
@@ -92,18 +94,21 @@ unsafe fn send_as<F: Outgoing, const FAR: bool>(args: &DispatchArgs) {
             let (token, tile) = (item / tiles, item % tiles);
             if token < routing.tokens {
                 write::<F, FAR>(&routing, token, tile, made);
+                batch.trace.end_warp(Activity::Send, About::token(token));
             }
         };
         if let Some(item) = first {
             write(item, &made);
         }
         routing.tell::<FAR>(first_weight);
+        batch.trace.end_warp(Activity::Announce, About::NOTHING);
         for item in items {
             let quads = load::<F>(args, Some(item), tiles, cells);
             write(item, &F::tile(args, &quads, cells - item % tiles * TILE_CELLS));
         }
         if FAR {
             routing.post(deadline_ns);
+            batch.trace.end_warp(Activity::Signal, About::NOTHING);
         }
         batch.count(Step::DispatchSent, epoch);
     }

@@ -16,6 +16,7 @@ use crate::throughput::combine::{CombineAcrossArgs, CombineArgs};
 use crate::throughput::pull::{self, Job, Pull};
 use crate::throughput::send::{rank_of, row_of};
 use crate::throughput::sums::{Bf16, F16, Half, Sums};
+use crate::trace::{About, Activity};
 use crate::wire::{Exchange, NO_ROUTE, Phase};
 use core::cell::Cell;
 
@@ -35,6 +36,8 @@ pub(in crate::throughput) unsafe fn combine(args: &CombineAcrossArgs, mut pull: 
         let epoch = mem::load_u64(at) + 1;
         let deadline_ns = clock::now_ns() + exchange.timeout_ns;
         let lanes = Lanes { exchange, link, channel: channel::PARTIALS, epoch, deadline_ns };
+        let trace = exchange.trace;
+        trace.begin_warp();
         if thread::block_index() == 0 {
             for near in thread::strided(near_ranks) {
                 // Partner: the wait for ready_flags below, on the near rank (acquire, sys). What it releases: the
@@ -42,6 +45,7 @@ pub(in crate::throughput) unsafe fn combine(args: &CombineAcrossArgs, mut pull: 
                 let flags = exchange.peer(first_near + near).offset(exchange.arena.ready_flags);
                 mem::store_release_sys_u64(flags.long(exchange.rank), epoch);
             }
+            trace.end_warp(Activity::Signal, About::NOTHING);
         }
         let mut late = false;
         for near in thread::strided(near_ranks) {
@@ -49,7 +53,9 @@ pub(in crate::throughput) unsafe fn combine(args: &CombineAcrossArgs, mut pull: 
             // Partner: the release above, on `peer`.
             late |= !exchange.wait_flag(flags, peer, epoch, deadline_ns, Phase::Ready);
         }
-        if !block::barrier_or(late) {
+        let late = block::barrier_or(late);
+        trace.end_warp(Activity::Barrier, About::NOTHING);
+        if !late {
             pull.begin();
             let forward = Forward { args, link, lanes, lane: Cell::new(0) };
             if exchange.shape.f16 == 0 {
@@ -62,10 +68,13 @@ pub(in crate::throughput) unsafe fn combine(args: &CombineAcrossArgs, mut pull: 
             let own = Own { args, link, lanes, first_near, tokens, came: Cell::new(0) };
             if !args.slots_out.is_null() {
                 own.slots();
+                trace.end_warp(Activity::Slots, About::NOTHING);
             }
             pull::by_format_and_bias(args, &own, &mut pull);
         }
-        if meet::last_block(exchange.work(exchange.work.arrived)) {
+        let last = meet::last_block(exchange.work(exchange.work.arrived));
+        trace.end_warp(Activity::Meet, About::NOTHING);
+        if last {
             lanes.wait_all(Phase::Partials);
             if block::is_first_thread() {
                 mem::store_u64(at, epoch);
@@ -167,6 +176,14 @@ unsafe fn slot_value(
 }
 
 impl Job for Forward<'_> {
+    const SUM: Activity = Activity::SumForward;
+
+    #[inline(always)]
+    fn about(&self, item: u32) -> About {
+        let tokens = self.args.exchange.shape.tokens.max(1);
+        About::both(self.lanes.rail().rank(item / tokens), item % tokens)
+    }
+
     #[inline(always)]
     fn items(&self) -> impl Iterator<Item = u32> {
         let exchange = &self.args.exchange;
@@ -266,7 +283,7 @@ impl Own<'_> {
         }
         for far in thread::lane_strided(self.args.exchange.shape.far_nodes()) {
             // SAFETY: the contract. What is summed without having come is reported.
-            unsafe { self.lanes.wait(far, lane, Phase::Partials) };
+            unsafe { self.lanes.wait_traced(far, lane, Phase::Partials) };
         }
         self.came.set(self.came.get() | 1 << lane);
         // What some lanes have acquired is there for all, and for the copy engine.
@@ -319,6 +336,13 @@ impl Own<'_> {
 }
 
 impl Job for Own<'_> {
+    const SUM: Activity = Activity::Sum;
+
+    #[inline(always)]
+    fn about(&self, item: u32) -> About {
+        About::token(item)
+    }
+
     #[inline(always)]
     fn items(&self) -> impl Iterator<Item = u32> {
         let tokens = self.tokens;

@@ -7,6 +7,7 @@ use crate::gpu::thread;
 use crate::internode::command::{Command, Target};
 use crate::internode::ring::Ring;
 use crate::throughput::dispatch::Block;
+use crate::trace::{About, Activity};
 use crate::wire::{Failure, Phase, Report};
 
 /// The channel of this dispatch's counts, and its how manieth signal this is.
@@ -67,7 +68,10 @@ pub unsafe fn wait(block: &Block, peer: u32) -> bool {
     let (channel, value) = signal(block.epoch);
     // SAFETY: the caller's promise. Partner: `post`, on `peer`, by way of its proxy.
     unsafe {
-        let Err(seen) = block.link.wait(channel, peer, 0, value, block.deadline_ns) else { return true };
+        exchange.trace.begin();
+        let waited = block.link.wait(channel, peer, 0, value, block.deadline_ns);
+        exchange.trace.end(Activity::WaitCounts, About::peer(peer));
+        let Err(seen) = waited else { return true };
         exchange.fail(Report::new(Failure::Late, Phase::Counts, peer, block.epoch, value, seen));
         false
     }

@@ -13,6 +13,7 @@ use crate::throughput::dispatch::{Block, SIDE_BYTES};
 #[cfg(any(bulk_copy, not(target_arch = "nvptx64")))]
 use crate::throughput::send::written;
 use crate::throughput::send::{Beside, Companions, for_each_route, rank_of, row_of};
+use crate::trace::{About, Activity};
 use crate::wire::{CHUNK, MAX_LANES, MAX_SIDES, NO_ROUTE, Phase};
 
 /// Copies rows by 16-byte loads and stores.
@@ -133,7 +134,9 @@ unsafe fn forward<const BY_EXPERT: bool>(
             // What comes one after the other mostly comes by the same lane.
             if came_by != far * MAX_LANES + lane {
                 came_by = far * MAX_LANES + lane;
+                exchange.trace.begin_warp();
                 let came = lanes.wait(far, lane, Phase::Messages);
+                exchange.trace.end_warp(Activity::WaitMessages, About::peer(lanes.rail().rank(far)));
                 if warp::ballot(warp::ALL, came) != warp::ALL {
                     block.give_up();
                     return;
@@ -156,6 +159,7 @@ unsafe fn forward<const BY_EXPERT: bool>(
                 companions.load_scales(block, &from);
                 copy(message.row(shape), route);
                 for_each_route(route, |route| companions.send::<BY_EXPERT, _>(block, route, &from));
+                exchange.trace.end_warp(Activity::Forward, About::both(source, token));
             }
             if BY_EXPERT {
                 complete();

@@ -4,6 +4,7 @@ use super::{Rail, push};
 use crate::gpu::{mem, thread, warp};
 use crate::internode::Link;
 use crate::internode::command::{Command, Target};
+use crate::trace::{About, Activity};
 use crate::wire::{Exchange, Failure, Phase, Report};
 
 /// What an operation puts to the ranks of its rail.
@@ -88,6 +89,22 @@ impl Lanes<'_> {
         }
     }
 
+    /// [`Lanes::wait`] for this thread alone.
+    ///
+    /// # Safety
+    /// See [`Lanes::done`].
+    #[inline(always)]
+    pub unsafe fn wait_traced(&self, far: u32, lane: u32, phase: Phase) -> bool {
+        let trace = self.exchange.trace;
+        // SAFETY: the caller's promise.
+        unsafe {
+            trace.begin();
+            let came = self.wait(far, lane, phase);
+            trace.end(Activity::wait(phase), About::peer(self.rail().rank(far)));
+            came
+        }
+    }
+
     /// Waits for all lanes of the whole rail, also those by which nothing came: where lanes keep no order, what comes next
     /// must not be counted to this operation. False, and a report, if one is not signalled. A block's threads share the
     /// lanes: follow with a barrier.
@@ -97,7 +114,7 @@ impl Lanes<'_> {
         let mut all = true;
         for index in thread::strided(self.exchange.shape.far_nodes() * lanes) {
             // SAFETY: the caller's promise.
-            all &= unsafe { self.wait(index / lanes, index % lanes, phase) };
+            all &= unsafe { self.wait_traced(index / lanes, index % lanes, phase) };
         }
         all
     }

@@ -9,6 +9,7 @@ use crate::internode::command::{Command, Target};
 use crate::internode::ring::Ring;
 use crate::throughput::dispatch::{Block, SIDE_BYTES};
 use crate::throughput::send::{rank_of, row_of, scale_at};
+use crate::trace::{About, Activity};
 use crate::wire::{Failure, MAX_SIDES, NO_ROUTE, Phase, Report};
 
 /// Packs and puts the block's tokens, once the rail has done with those of the dispatch before. What is wrong with a
@@ -29,7 +30,9 @@ pub unsafe fn pack<const BY_EXPERT: bool>(block: &Block) {
             let flags = exchange.arena.count_flags;
             ready &= exchange.wait_flag(flags, exchange.rank, epoch, deadline_ns, Phase::Counts);
         }
-        if block::barrier_or(!ready) {
+        let late = block::barrier_or(!ready);
+        exchange.trace.end_warp(Activity::Barrier, About::NOTHING);
+        if late {
             block.give_up();
             return;
         }
@@ -55,7 +58,9 @@ unsafe fn may_pack(block: &Block, rail: Rail) -> bool {
         // SAFETY: the contract. Partner: `finish` on the rail's rank there, by way of its proxy.
         unsafe {
             let flag = exchange.own().offset(exchange.arena.forwarded).long(far);
+            exchange.trace.begin();
             let waited = mem::wait_at_least_acquire_sys(flag, block.epoch - 1, block.deadline_ns);
+            exchange.trace.end(Activity::WaitForwarded, About::peer(rail.rank(far)));
             if let Err(seen) = waited {
                 let (late, phase, peer) = (Failure::Late, Phase::Forwarded, rail.rank(far));
                 exchange.fail(Report::new(late, phase, peer, block.epoch, block.epoch - 1, seen));
