@@ -76,12 +76,12 @@ impl<'m> Engine<'m> {
     /// They run without the lock, as they, or what they drop, may call the machine.
     fn start(&mut self, mut host: MutexGuard<'m, Host>) -> (MutexGuard<'m, Host>, bool) {
         let mut any = false;
-        while let Some((device, stream, operation)) = host.next_operation() {
+        while let Some((device, stream, queued, operation)) = host.next_operation() {
             any = true;
             drop(host);
             let fault = match operation {
                 Operation::Launch(launch, kernel) => {
-                    self.scheduler.launch(device, stream, launch, kernel);
+                    self.scheduler.launch(device, stream, launch, kernel, queued);
                     host = self.settle(self.shared.lock());
                     continue;
                 }
@@ -97,7 +97,12 @@ impl<'m> Engine<'m> {
                     event.reach(self.scheduler.now_ns());
                     None
                 }
-                Operation::Wait(_) => None,
+                Operation::Wait(_) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        watch.wait_event(device, stream);
+                    }
+                    None
+                }
             };
             match fault {
                 Some(fault) => self.scheduler.fail(fault),
@@ -111,6 +116,7 @@ impl<'m> Engine<'m> {
     /// Tells the host what has ended.
     fn settle(&mut self, mut host: MutexGuard<'m, Host>) -> MutexGuard<'m, Host> {
         host.now_ns = self.scheduler.now_ns();
+        host.watched_ends = self.scheduler.watched_ends();
         for Ended { device, stream, fault } in std::mem::take(&mut self.scheduler.ended) {
             match fault {
                 None => host.complete(device, stream),

@@ -29,6 +29,7 @@
 mod actor;
 mod block;
 mod bulk;
+pub mod check;
 mod collective;
 mod engine;
 mod machine;
@@ -64,6 +65,8 @@ pub struct Options {
     pub no_peer_access: Vec<(usize, usize)>,
     /// Memory of a device, in bytes.
     pub memory_bytes: usize,
+    /// Looks for races, at some cost.
+    pub checker: Option<check::Checker>,
 }
 
 impl Default for Options {
@@ -77,6 +80,7 @@ impl Default for Options {
             resident_blocks: 132,
             no_peer_access: Vec::new(),
             memory_bytes: 80 << 30,
+            checker: None,
         }
     }
 }
