@@ -85,21 +85,23 @@ impl<'m> Engine<'m> {
                     host = self.settle(self.shared.lock());
                     continue;
                 }
-                Operation::Host(operation) => {
-                    catch_unwind(AssertUnwindSafe(operation)).err().map(|payload| Fault {
-                        device,
-                        kernel: "host operation",
-                        thread: None,
-                        message: crate::scheduler::message_of(payload),
-                    })
+                Operation::Host(operation) => run_host(device, operation),
+                Operation::Memory(what, spans, operation) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        watch.stream_operation(device, stream, what, queued, &spans);
+                    }
+                    run_host(device, operation)
                 }
                 Operation::Record(event) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        event.set_watched(watch.record_event(device, stream));
+                    }
                     event.reach(self.scheduler.now_ns());
                     None
                 }
-                Operation::Wait(_) => {
+                Operation::Wait(event) => {
                     if let Some(watch) = &mut self.scheduler.watch {
-                        watch.wait_event(device, stream);
+                        watch.wait_event(device, stream, event.watched());
                     }
                     None
                 }
@@ -136,4 +138,14 @@ impl<'m> Engine<'m> {
         }
         host
     }
+}
+
+/// Runs a host operation; its fault, if it panics.
+fn run_host(device: usize, operation: Box<dyn FnOnce() + Send>) -> Option<Fault> {
+    catch_unwind(AssertUnwindSafe(operation)).err().map(|payload| Fault {
+        device,
+        kernel: "host operation",
+        thread: None,
+        message: crate::scheduler::message_of(payload),
+    })
 }

@@ -37,6 +37,7 @@ mod memory;
 mod random;
 mod report;
 mod scheduler;
+mod script;
 pub mod simt;
 mod stack;
 mod stream;
@@ -44,6 +45,7 @@ mod stream;
 pub use actor::{Actor, Attached, Outlook};
 pub use machine::{Device, Machine};
 pub use memory::Allocation;
+pub use script::Script;
 pub use stream::{Event, Launch, Stream};
 
 use std::fmt;
@@ -65,6 +67,8 @@ pub struct Options {
     pub no_peer_access: Vec<(usize, usize)>,
     /// Memory of a device, in bytes.
     pub memory_bytes: usize,
+    /// Runs this schedule, instead of one that is drawn from the seed.
+    pub script: Option<Script>,
     /// Looks for races, at some cost.
     pub checker: Option<check::Checker>,
 }
@@ -80,6 +84,7 @@ impl Default for Options {
             resident_blocks: 132,
             no_peer_access: Vec::new(),
             memory_bytes: 80 << 30,
+            script: None,
             checker: None,
         }
     }

@@ -53,7 +53,7 @@ pub struct Host {
     next_waiter: u64,
     next_stream: u64,
     pub now_ns: u64,
-    /// Kernels that have ended, of a machine that is checked.
+    /// How much of what the streams were given has ended, of a machine that is checked.
     pub watched_ends: usize,
     pub shutdown: bool,
     /// It has said what emulated time stands still for.
@@ -76,7 +76,7 @@ pub struct DeviceState {
 
 #[derive(Default)]
 pub struct StreamState {
-    /// Each with how many kernels had ended when it was queued.
+    /// Each with how much had ended when it was queued.
     pub queue: VecDeque<(usize, Operation)>,
     /// Its first operation has begun, and is not in the queue any more.
     running: bool,
@@ -297,8 +297,8 @@ impl Host {
         }
     }
 
-    /// Takes the first operation that can begin, in the order of devices and streams, with how many kernels had ended when it
-    /// was queued.
+    /// Takes the first operation that can begin, in the order of devices and streams, with how much had ended when it was
+    /// queued.
     pub fn next_operation(&mut self) -> Option<(usize, u64, usize, Operation)> {
         for (device, state) in self.devices.iter_mut().enumerate() {
             for (&id, stream) in &mut state.streams {

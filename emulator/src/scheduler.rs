@@ -124,7 +124,10 @@ impl<'m> Scheduler<'m> {
         let devices = shared.options.devices;
         Self {
             shared,
-            random: Random::new(shared.options.seed),
+            random: match shared.options.script {
+                Some(_) => Random::fixed(),
+                None => Random::new(shared.options.seed),
+            },
             now_ns: 0,
             stores: 0,
             grids: Vec::new(),
@@ -155,8 +158,19 @@ impl<'m> Scheduler<'m> {
         self.now_ns
     }
 
-    pub fn preempt_one_in(&self) -> u32 {
-        self.shared.options.preempt_one_in
+    /// Whether a thread that is at an ordered operation lets others run there.
+    pub fn preempts(&mut self) -> bool {
+        let options = &self.shared.options;
+        match &options.script {
+            None => self.random.one_in(options.preempt_one_in),
+            Some(script) => {
+                let preempts = script.pass();
+                if preempts {
+                    self.random.turn();
+                }
+                preempts
+            }
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -174,7 +188,7 @@ impl<'m> Scheduler<'m> {
         self.grids.clear();
     }
 
-    /// Kernels that have ended, of a machine that is checked.
+    /// What streams have ended, of a machine that is checked.
     pub fn watched_ends(&self) -> usize {
         self.watch.as_ref().map_or(0, Watch::ended)
     }
@@ -650,6 +664,9 @@ impl<'m> Scheduler<'m> {
             Some(mbarrier) => {
                 mbarrier.bytes -= i64::from(bytes);
                 if block.complete_phase(offset) {
+                    if let Some(watch) = &mut self.watch {
+                        watch.phase(at, offset);
+                    }
                     self.list(at);
                     self.stored();
                 }

@@ -274,9 +274,7 @@ pub fn stored() {
 /// Lets others run, by chance.
 pub fn preempt() {
     let current = current();
-    let (scheduler, _) = parts(&current);
-    let one_in = scheduler.preempt_one_in();
-    if scheduler.random.one_in(one_in) {
+    if parts(&current).0.preempts() {
         suspend(&current);
     }
 }
@@ -350,7 +348,7 @@ pub fn mbarrier_arrive(offset: u32) {
 #[track_caller]
 pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
     let current = current();
-    use_mbarrier(&current, offset, Touch::Update, "mbarrier_arrive", Location::caller());
+    use_mbarrier(&current, offset, true, "mbarrier_arrive", Location::caller());
     let mbarrier = with_mbarrier(&current, offset);
     if mbarrier.bytes + i64::from(bytes) > MAX_BYTES {
         fault(format!("mbarrier at {offset}: {} + {bytes} bytes, most are {MAX_BYTES}", mbarrier.bytes));
@@ -362,6 +360,9 @@ pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
     mbarrier.bytes += i64::from(bytes);
     let (scheduler, block) = parts(&current);
     if block.complete_phase(offset) {
+        if let Some(watch) = &mut scheduler.watch {
+            watch.phase(current.at, offset);
+        }
         scheduler.stored();
     }
 }
@@ -370,15 +371,12 @@ pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
 fn use_mbarrier(
     current: &Current,
     offset: u32,
-    touch: Touch,
+    arrives: bool,
     operation: &'static str,
     site: &'static Location<'static>,
 ) {
     let pointer = shared_pointer(offset, 8).expose_provenance() as u64;
-    watch(current, operation, site, |watch, at| {
-        watch.shared(at, offset, pointer, 8, Touch::Update, Strength::relaxed(Scope::Block));
-        watch.mbarrier(at, offset, touch);
-    });
+    watch(current, operation, site, |watch, at| watch.mbarrier(at, offset, pointer, arrives));
 }
 
 /// Whether the phase of parity `parity` is over. If not it also is a [`spin`], so that it can be polled.
@@ -386,7 +384,7 @@ fn use_mbarrier(
 pub fn mbarrier_test(offset: u32, parity: u32) -> bool {
     let passed = with_mbarrier(&current(), offset).passed(parity);
     if passed {
-        use_mbarrier(&current(), offset, Touch::Read, "mbarrier_test", Location::caller());
+        use_mbarrier(&current(), offset, false, "mbarrier_test", Location::caller());
     } else {
         spin();
     }
@@ -402,7 +400,7 @@ pub fn mbarrier_wait(offset: u32, parity: u32) {
         mbarrier.waiting.push(current.thread);
         wait(&current, State::Mbarrier(offset, parity));
     }
-    use_mbarrier(&current, offset, Touch::Read, "mbarrier_wait", Location::caller());
+    use_mbarrier(&current, offset, false, "mbarrier_wait", Location::caller());
 }
 
 /// Both ends of a bulk copy are checked when it is issued.
@@ -417,12 +415,13 @@ fn issue(global: u64, shared: u32, bytes: u32, kind: bulk::Kind) {
     let pointer = shared_pointer(shared, bytes as usize).expose_provenance() as u64;
     let current = current();
     let mut watched = (0, 0);
-    let (operation, is_load) = match kind {
-        bulk::Kind::Load { .. } => ("bulk_load", true),
-        bulk::Kind::Store { .. } => ("bulk_store", false),
+    let (operation, mbarrier) = match kind {
+        bulk::Kind::Load { mbarrier } => ("bulk_load", Some(mbarrier)),
+        bulk::Kind::Store { .. } => ("bulk_store", None),
     };
+    let mbarrier = mbarrier.map(|offset| (offset, shared_pointer(offset, 8).expose_provenance() as u64));
     watch(&current, operation, Location::caller(), |watch, at| {
-        watched = watch.copy(at, global, (shared, pointer), bytes, is_load);
+        watched = watch.copy(at, global, (shared, pointer), bytes, mbarrier);
     });
     let (scheduler, block) = parts(&current);
     block.copies += 1;

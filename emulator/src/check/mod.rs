@@ -13,7 +13,8 @@
 //! A [`Mutant`] makes one operation in the source order less than it says, in the books alone: the run goes on as before.
 //! Whether the checker then finds a race tells whether the operation is needed, and the checker able to see it.
 //!
-//! What the host does to memory is not seen; kernels are ordered behind all that had ended when they were queued.
+//! Not seen is what the host itself does to memory, and what [`Actor`](crate::Actor)s do. What a stream is given is ordered
+//! behind all that had ended then, whether or not the host had asked.
 
 mod clock;
 mod shadow;
@@ -52,6 +53,17 @@ pub enum Scope {
     Device,
     /// Everybody.
     System,
+}
+
+/// Memory that an operation of a stream reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where it begins.
+    pub address: u64,
+    /// How long it is, in bytes.
+    pub bytes: usize,
+    /// Whether it is read or written.
+    pub touch: Touch,
 }
 
 /// How an access is ordered with others.
@@ -124,7 +136,12 @@ pub enum Weakness {
     Nothing,
     /// What has system scope has device scope only.
     Narrow,
+    /// A wait is over with the store before the one that it waits for.
+    Early,
 }
+
+/// The operation that [`Weakness::Early`] is for.
+const WAIT: &str = "wait_at_least";
 
 /// An operation that is to order less than the source says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +157,7 @@ impl fmt::Display for Mutant {
         match self.weakness {
             Weakness::Nothing => write!(f, "{} orders nothing", self.site),
             Weakness::Narrow => write!(f, "{} with the device's scope", self.site),
+            Weakness::Early => write!(f, "{} for one store less", self.site),
         }
     }
 }
@@ -157,22 +175,19 @@ pub struct Access {
     pub launch: u64,
     /// The device.
     pub device: usize,
-    /// The block.
-    pub block: u32,
-    /// The thread in it.
-    pub thread: u32,
+    /// The block, and the thread in it; `None` if it is the stream itself.
+    pub thread: Option<(u32, u32)>,
 }
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { site, bulk, kernel, launch, device, block, thread } = self;
+        let Self { site, bulk, kernel, launch, device, thread } = self;
         let by = if *bulk { " (the copy)" } else { "" };
-        write!(
-            f,
-            "{site}{by}, {kernel} (launch {launch} of its stream) on device {device}, block {block}, warp {}, lane {}",
-            thread / 32,
-            thread % 32
-        )
+        write!(f, "{site}{by}, {kernel} (launch {launch} of its stream) on device {device}")?;
+        match thread {
+            Some((block, thread)) => write!(f, ", block {block}, warp {}, lane {}", thread / 32, thread % 32),
+            None => Ok(()),
+        }
     }
 }
 
@@ -246,7 +261,12 @@ impl Checker {
         let books = self.books();
         let mutants = books.sites.iter().flat_map(|(site, &is_wide)| {
             let of = |weakness| Mutant { site: site.clone(), weakness };
-            [Some(of(Weakness::Nothing)), is_wide.then(|| of(Weakness::Narrow))]
+            let waits = site.operation == WAIT;
+            [
+                Some(of(Weakness::Nothing)),
+                is_wide.then(|| of(Weakness::Narrow)),
+                waits.then(|| of(Weakness::Early)),
+            ]
         });
         mutants.flatten().collect()
     }

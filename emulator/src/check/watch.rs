@@ -2,7 +2,7 @@
 
 use super::clock::{Knowledge, join};
 use super::shadow::{CELL, Past, Shadow, WHOLE, shared_address};
-use super::{Access, Checker, Finding, Mutant, Scope, Site, Strength, Touch, Weakness};
+use super::{Access, Checker, Finding, Mutant, Scope, Site, Span, Strength, Touch, Weakness};
 use crate::block::WARP;
 use crate::collective::each_lane;
 use crate::memory::POISON;
@@ -12,6 +12,9 @@ use std::rc::Rc;
 
 /// Copies of a thread that are told apart; further ones take the names of the oldest.
 const COPIES: u32 = 16;
+
+/// The block of what a stream does without a kernel.
+const STREAM: u32 = u32::MAX;
 
 /// What is ordered where.
 #[derive(Clone, Copy)]
@@ -90,12 +93,38 @@ struct BlockBooks {
     threads: Vec<ThreadBooks>,
 }
 
-/// What a word's last stores have released.
+/// An mbarrier: what has been brought to it so far, and what had been when its last phase ended.
+#[derive(Default)]
+struct MbarrierBooks {
+    brought: Knowledge,
+    over: Rc<Knowledge>,
+}
+
+/// Who accesses memory, and what it knows.
+struct Actor {
+    /// Of the thread or stream; a copy has one of its own.
+    slot: u32,
+    copy: Option<u32>,
+    /// When it reads and when it writes.
+    times: [u32; 2],
+    launch: u32,
+    fenced: u32,
+    base: Rc<Knowledge>,
+}
+
+/// What a store has released.
 #[derive(Clone)]
 struct Released {
     knowledge: Rc<Knowledge>,
     scope: Scope,
     by: u32,
+}
+
+/// A word: what its last store has released, and the one before.
+#[derive(Default)]
+struct Word {
+    last: Vec<Released>,
+    before: Vec<Released>,
 }
 
 /// Everything.
@@ -113,7 +142,11 @@ pub struct Watch {
     ended: Vec<Rc<Knowledge>>,
     grids: HashMap<usize, GridBooks>,
     blocks: HashMap<usize, BlockBooks>,
-    words: HashMap<u64, Vec<Released>>,
+    words: HashMap<u64, Word>,
+    /// By the block's place and the offset.
+    mbarriers: HashMap<(usize, u32), MbarrierBooks>,
+    /// What streams knew when they recorded events.
+    moments: Vec<Rc<Knowledge>>,
     shadow: Shadow,
 }
 
@@ -125,19 +158,37 @@ impl ThreadBooks {
         knowledge.fenced.raise(self.slot, self.fenced);
         Rc::new(knowledge)
     }
+}
 
-    /// Whether the past access is known to have been: to the thread, or to a copy that it starts.
-    fn knows(&self, past: &Past, copy: Option<u32>) -> bool {
-        if copy == Some(past.slot) {
+impl Actor {
+    /// Whether the past access is known to have been.
+    fn knows(&self, past: &Past, places: &[Place]) -> bool {
+        if self.copy == Some(past.slot) {
             return true;
         }
-        // What is read may be overwritten by a copy as soon as the reading is over.
-        let by_fence = copy.is_some() && !past.bulk && past.touch.writes();
+        // Within a block the copies see each other's writes; what is read may be overwritten as soon as the reading is over.
+        let is_near = || past.bulk && places[past.slot as usize].is_of_block(&places[self.slot as usize]);
+        let by_fence = self.copy.is_some() && past.touch.writes() && !is_near();
         match (past.slot == self.slot, by_fence) {
             (true, false) => true,
             (true, true) => past.time <= self.fenced,
             (false, false) => self.base.seen.of(past.slot) >= past.time,
             (false, true) => self.base.fenced.of(past.slot) >= past.time,
+        }
+    }
+}
+
+impl Place {
+    fn is_of_block(&self, other: &Self) -> bool {
+        (self.device, self.stream, self.block) == (other.device, other.stream, other.block)
+    }
+
+    /// Whether an operation of this scope by it is seen by `other` as such.
+    fn includes(&self, scope: Scope, other: &Self) -> bool {
+        match scope {
+            Scope::System => true,
+            Scope::Device => self.device == other.device,
+            Scope::Block => self.is_of_block(other),
         }
     }
 }
@@ -157,11 +208,13 @@ impl Watch {
             grids: HashMap::new(),
             blocks: HashMap::new(),
             words: HashMap::new(),
+            mbarriers: HashMap::new(),
+            moments: vec![Rc::default()],
             shadow: Shadow::default(),
         }
     }
 
-    /// Kernels that have ended.
+    /// Kernels and other operations of streams that have ended.
     pub fn ended(&self) -> usize {
         self.ended.len() - 1
     }
@@ -209,8 +262,7 @@ impl Watch {
     /// The block's threads and copies are done.
     pub fn end_block(&mut self, at: usize) {
         self.shadow.forget_block(at);
-        let shared = shared_address(at, 0)..shared_address(at + 1, 0);
-        self.words.retain(|address, _| !shared.contains(address));
+        self.mbarriers.retain(|&(block, _), _| block != at);
         let Some(BlockBooks { grid, threads }) = self.blocks.remove(&at) else { return };
         let Some(grid) = self.grids.get_mut(&grid) else { return };
         let end = Rc::make_mut(&mut grid.end);
@@ -238,20 +290,61 @@ impl Watch {
         let Some(GridBooks { device, stream, end, .. }) = self.grids.remove(&grid) else { return };
         let books = self.streams.entry((device, stream)).or_default();
         join(&mut books.knowledge, &end);
+        self.has_ended(&end);
+    }
+
+    /// A stream's operation reads and writes memory, at once; it was queued when so many had ended.
+    pub fn stream_operation(
+        &mut self,
+        device: usize,
+        stream: u64,
+        (operation, site): (&'static str, &'static Location<'static>),
+        ended: usize,
+        spans: &[Span],
+    ) {
+        let launch = self.launches.len() as u32;
+        let slot = self.slot(Place { device, stream, block: STREAM, thread: 0, copy: 0 });
+        self.times[slot as usize] += 1;
+        let time = self.times[slot as usize];
+        let books = self.streams.entry((device, stream)).or_default();
+        self.launches.push(Launched { kernel: "an operation of the stream", number: books.launches });
+        join(&mut books.knowledge, &self.ended[ended]);
+        let base = books.knowledge.clone();
+        let actor = Actor { slot, copy: None, times: [time; 2], launch, fenced: time, base };
+        let at = At { at: 0, thread: 0, operation, site };
+        for span in spans {
+            let address = (span.address, span.address);
+            self.touch(&actor, at, address, span.bytes, span.touch, Strength::Plain);
+        }
+        let books = self.streams.entry((device, stream)).or_default();
+        let knowledge = Rc::make_mut(&mut books.knowledge);
+        knowledge.seen.raise(slot, time);
+        knowledge.fenced.raise(slot, time);
+        let knowledge = books.knowledge.clone();
+        self.has_ended(&knowledge);
+    }
+
+    fn has_ended(&mut self, end: &Rc<Knowledge>) {
         let mut all = self.ended[self.ended()].clone();
-        join(&mut all, &end);
+        join(&mut all, end);
         self.ended.push(all);
     }
 
-    /// The stream waits for an event: it comes behind all that has ended.
-    pub fn wait_event(&mut self, device: usize, stream: u64) {
-        let all = self.ended[self.ended()].clone();
-        join(&mut self.streams.entry((device, stream)).or_default().knowledge, &all);
+    /// A stream records an event: gives what [`Watch::wait_event`] knows it by.
+    pub fn record_event(&mut self, device: usize, stream: u64) -> usize {
+        self.moments.push(self.streams.entry((device, stream)).or_default().knowledge.clone());
+        self.moments.len() - 1
+    }
+
+    /// A stream waits for an event: it comes behind what the event's stream had done.
+    pub fn wait_event(&mut self, device: usize, stream: u64, moment: usize) {
+        join(&mut self.streams.entry((device, stream)).or_default().knowledge, &self.moments[moment]);
     }
 
     /// The block is no more.
     pub fn drop_block(&mut self, at: usize) {
         self.blocks.remove(&at);
+        self.mbarriers.retain(|&(block, _), _| block != at);
         self.shadow.forget_block(at);
     }
 
@@ -287,26 +380,20 @@ impl Watch {
             Some(Weakness::Nothing) if release || acquire => Strength::relaxed(scope),
             Some(Weakness::Nothing) => Strength::Plain,
             Some(Weakness::Narrow) => Strength::Strong { scope: Scope::Device, release, acquire },
-            None => strength,
+            Some(Weakness::Early) | None => strength,
         }
     }
 
     /// Whether an operation of this scope by `from` is seen by `by` as such.
     fn includes(&self, scope: Scope, from: u32, by: u32) -> bool {
-        let [from, by] = [from, by].map(|slot| self.places[slot as usize]);
-        match scope {
-            Scope::System => true,
-            Scope::Device => from.device == by.device,
-            Scope::Block => (from.device, from.stream, from.block) == (by.device, by.stream, by.block),
-        }
+        self.places[from as usize].includes(scope, &self.places[by as usize])
     }
 
     /// A thread accesses global memory, whose bytes lie at the address.
     pub fn access(&mut self, at: At, address: u64, bytes: usize, touch: Touch, strength: Strength) {
         let strength = self.weakened(at, strength);
-        let Some(books) = self.thread(at) else { return };
-        let (slot, time) = (books.slot, books.time);
-        self.touch(at, None, (slot, time), (address, address), bytes, touch, strength);
+        let Some(actor) = self.actor(at) else { return };
+        self.touch(&actor, at, (address, address), bytes, touch, strength);
         self.order(at, address, touch, strength);
     }
 
@@ -321,18 +408,32 @@ impl Watch {
         strength: Strength,
     ) {
         let strength = self.weakened(at, strength);
-        let Some(books) = self.thread(at) else { return };
-        let (slot, time) = (books.slot, books.time);
-        self.touch(at, None, (slot, time), (shared_address(at.at, offset), pointer), bytes, touch, strength);
+        let Some(actor) = self.actor(at) else { return };
+        self.touch(&actor, at, (shared_address(at.at, offset), pointer), bytes, touch, strength);
+    }
+
+    fn actor(&self, at: At) -> Option<Actor> {
+        let BlockBooks { grid, threads } = self.blocks.get(&at.at)?;
+        let books = threads.get(at.thread as usize)?;
+        Some(Actor {
+            slot: books.slot,
+            copy: None,
+            times: [books.time; 2],
+            launch: self.grids.get(grid)?.launch,
+            fenced: books.fenced,
+            base: books.base.clone(),
+        })
     }
 
     /// What an ordered access has released, and acquires.
     fn order(&mut self, at: At, address: u64, touch: Touch, strength: Strength) {
         let Strength::Strong { scope, release, acquire } = strength else { return };
+        let is_early = self.weakness(at, scope == Scope::System) == Some(Weakness::Early);
         let Some(slot) = self.thread(at).map(|books| books.slot) else { return };
         if touch != Touch::Write
-            && let Some(released) = self.words.get(&address)
+            && let Some(word) = self.words.get(&address)
         {
+            let released = if is_early { &word.before } else { &word.last };
             let sees = |released: &&Released| {
                 self.includes(released.scope, released.by, slot) && self.includes(scope, slot, released.by)
             };
@@ -365,39 +466,36 @@ impl Watch {
             if touch == Touch::Update {
                 // It goes on with what the word had released.
                 for new in released {
-                    match word.iter_mut().find(|old| (old.scope, old.by) == (new.scope, new.by)) {
+                    let same = |old: &&mut Released| (old.scope, old.by) == (new.scope, new.by);
+                    match word.last.iter_mut().find(same) {
                         Some(old) => *old = new,
-                        None => word.push(new),
+                        None => word.last.push(new),
                     }
                 }
             } else {
-                *word = released;
+                word.before = std::mem::replace(&mut word.last, released);
             }
         }
     }
 
     /// Compares an access with those that were, and remembers it.
-    #[allow(clippy::too_many_arguments)]
     fn touch(
         &mut self,
+        actor: &Actor,
         at: At,
-        copy: Option<u32>,
-        (slot, time): (u32, u32),
         (address, pointer): (u64, u64),
         bytes: usize,
         touch: Touch,
         strength: Strength,
     ) {
-        let Some(BlockBooks { grid, threads }) = self.blocks.get(&at.at) else { return };
-        let Some(launch) = self.grids.get(grid).map(|grid| grid.launch) else { return };
-        let books = &threads[at.thread as usize];
+        let slot = actor.copy.unwrap_or(actor.slot);
         let mut now = Past {
             slot,
-            time,
-            launch,
+            time: actor.times[usize::from(touch.writes())],
+            launch: actor.launch,
             touch,
             strength,
-            bulk: copy.is_some(),
+            bulk: actor.copy.is_some(),
             bytes: 0,
             operation: at.operation,
             site: at.site,
@@ -412,27 +510,23 @@ impl Watch {
             let cell = self.shadow.cell(cell_address);
             let places = &self.places;
             let both_strong = |past: &Past| {
-                let includes = |strength: Strength, from: u32, by: u32| match strength {
-                    Strength::Plain => false,
-                    Strength::Strong { scope, .. } => {
-                        let [from, by] = [from, by].map(|slot| places[slot as usize]);
-                        match scope {
-                            Scope::System => true,
-                            Scope::Device => from.device == by.device,
-                            Scope::Block => {
-                                (from.device, from.stream, from.block) == (by.device, by.stream, by.block)
-                            }
-                        }
+                let [here, there] = [slot, past.slot].map(|slot| &places[slot as usize]);
+                match (strength, past.strength) {
+                    (Strength::Strong { scope: a, .. }, Strength::Strong { scope: b, .. }) => {
+                        here.includes(a, there) && there.includes(b, here)
                     }
-                };
-                includes(past.strength, past.slot, slot) && includes(strength, slot, past.slot)
+                    _ => false,
+                }
             };
-            let races =
-                |past: &&Past| past.bytes & now.bytes != 0 && !books.knows(past, copy) && !both_strong(past);
+            let races = |past: &&Past| {
+                past.bytes & now.bytes != 0 && !actor.knows(past, places) && !both_strong(past)
+            };
             let before = cell.writes().chain(if touch.writes() { &cell.reads[..] } else { &[] });
             found.extend(before.filter(races).map(|past| (cell_address, Some(*past))));
             if touch == Touch::Read {
-                if cell.writes().next().is_none() && now.bytes == WHOLE {
+                // What a stream reads or copies need not all have been written.
+                let is_kernel = places[slot as usize].block != STREAM;
+                if is_kernel && cell.writes().next().is_none() && now.bytes == WHOLE {
                     let at = std::ptr::with_exposed_provenance::<[u8; CELL as usize]>(
                         (pointer + (cell_address - address)) as usize,
                     );
@@ -441,7 +535,7 @@ impl Watch {
                         found.push((cell_address, None));
                     }
                 }
-                cell.reads.retain(|past| !books.knows(past, copy));
+                cell.reads.retain(|past| !actor.knows(past, places));
                 cell.reads.push(now);
             } else {
                 cell.written(now);
@@ -463,14 +557,15 @@ impl Watch {
         let Place { device, block, thread, .. } = self.places[past.slot as usize];
         let Launched { kernel, number } = self.launches[past.launch as usize];
         let site = Site::of(past.site, past.operation);
-        Access { site, bulk: past.bulk, kernel, launch: number, device, block, thread }
+        let thread = (block != STREAM).then_some((block, thread));
+        Access { site, bulk: past.bulk, kernel, launch: number, device, thread }
     }
 
     /// A fence that acquires and releases.
     pub fn fence(&mut self, at: At, scope: Scope) {
         let scope = match self.weakness(at, scope == Scope::System) {
-            Some(Weakness::Nothing) => return,
             Some(Weakness::Narrow) => Scope::Device,
+            Some(_) => return,
             None => scope,
         };
         let Some(books) = self.thread(at) else { return };
@@ -528,40 +623,62 @@ impl Watch {
         }
     }
 
-    /// A thread arrives at an mbarrier, or has seen a phase of it end.
-    pub fn mbarrier(&mut self, at: At, offset: u32, touch: Touch) {
-        let strength =
-            if touch == Touch::Read { Strength::acquire(Scope::Block) } else { Strength::both(Scope::Block) };
-        let strength = self.weakened(at, strength);
-        self.order(at, shared_address(at.at, offset), touch, strength);
+    /// A thread arrives at an mbarrier, or has seen a phase of it end. What is ordered there is the mbarrier's preparation.
+    pub fn mbarrier(&mut self, at: At, offset: u32, pointer: u64, arrives: bool) {
+        let is_weak = self.weakness(at, false).is_some();
+        let Some(actor) = self.actor(at) else { return };
+        let shared = (shared_address(at.at, offset), pointer);
+        self.touch(&actor, at, shared, 8, Touch::Read, Strength::Plain);
+        if is_weak {
+            return;
+        }
+        let mbarrier = self.mbarriers.entry((at.at, offset)).or_default();
+        let Some(books) =
+            self.blocks.get_mut(&at.at).and_then(|block| block.threads.get_mut(at.thread as usize))
+        else {
+            return;
+        };
+        if arrives {
+            mbarrier.brought.join(&books.knowledge());
+            books.time += 1;
+        } else {
+            join(&mut books.base, &mbarrier.over);
+        }
     }
 
-    /// A bulk copy starts: gives its slot, and the moment at which it has come.
+    /// A phase of an mbarrier is over.
+    pub fn phase(&mut self, at: usize, offset: u32) {
+        let mbarrier = self.mbarriers.entry((at, offset)).or_default();
+        mbarrier.over = Rc::new(mbarrier.brought.clone());
+    }
+
+    /// A bulk copy starts: gives its slot, and the moment at which it has come. A load tells an mbarrier.
     pub fn copy(
         &mut self,
         at: At,
         global: u64,
-        (shared, pointer): (u32, u64),
+        shared: (u32, u64),
         bytes: u32,
-        is_load: bool,
+        mbarrier: Option<(u32, u64)>,
     ) -> (u32, u32) {
+        let Some(mut actor) = self.actor(at) else { return (0, 0) };
         let Some(books) = self.thread(at) else { return (0, 0) };
-        let number = books.copies % COPIES + 1;
+        let copy = books.copies % COPIES + 1;
         books.copies += 1;
-        let place = Place {
-            copy: number,
-            ..self.places[self.blocks[&at.at].threads[at.thread as usize].slot as usize]
-        };
-        let slot = self.slot(place);
+        let slot = self.slot(Place { copy, ..self.places[actor.slot as usize] });
         let read = self.times[slot as usize] + 1;
         let written = read + 1;
         self.times[slot as usize] = written;
+        (actor.copy, actor.times) = (Some(slot), [read, written]);
         let (bytes, plain) = (bytes as usize, Strength::Plain);
-        let shared = (shared_address(at.at, shared), pointer);
-        let (from, to) = if is_load { ((global, global), shared) } else { (shared, (global, global)) };
-        self.touch(at, Some(slot), (slot, read), from, bytes, Touch::Read, plain);
-        self.touch(at, Some(slot), (slot, written), to, bytes, Touch::Write, plain);
-        if !is_load && let Some(books) = self.thread(at) {
+        let of = |(offset, pointer)| (shared_address(at.at, offset), pointer);
+        let (global, shared) = ((global, global), of(shared));
+        let (from, to) = if mbarrier.is_some() { (global, shared) } else { (shared, global) };
+        self.touch(&actor, at, from, bytes, Touch::Read, plain);
+        self.touch(&actor, at, to, bytes, Touch::Write, plain);
+        if let Some(mbarrier) = mbarrier {
+            self.touch(&actor, at, of(mbarrier), 8, Touch::Read, plain);
+        } else if let Some(books) = self.thread(at) {
             let group = books.commits;
             books.stores.push(Stored { slot, read, written, group });
         }
@@ -570,15 +687,7 @@ impl Watch {
 
     /// A bulk load has completed on an mbarrier.
     pub fn loaded(&mut self, at: usize, offset: u32, (slot, time): (u32, u32)) {
-        let word = self.words.entry(shared_address(at, offset)).or_default();
-        match word.iter_mut().find(|released| released.by == slot) {
-            Some(released) => Rc::make_mut(&mut released.knowledge).seen.raise(slot, time),
-            None => {
-                let mut knowledge = Knowledge::default();
-                knowledge.seen.raise(slot, time);
-                word.push(Released { knowledge: Rc::new(knowledge), scope: Scope::Block, by: slot });
-            }
-        }
+        self.mbarriers.entry((at, offset)).or_default().brought.seen.raise(slot, time);
     }
 
     /// A thread's open group of stores is closed.
