@@ -71,6 +71,8 @@ pub struct Copy {
     pub kind: Kind,
     /// What has been read.
     pub staged: Option<Vec<u8>>,
+    /// What the books of a checked machine know it by.
+    pub watched: (u32, u32),
 }
 
 #[derive(Clone, Copy)]

@@ -76,28 +76,35 @@ impl<'m> Engine<'m> {
     /// They run without the lock, as they, or what they drop, may call the machine.
     fn start(&mut self, mut host: MutexGuard<'m, Host>) -> (MutexGuard<'m, Host>, bool) {
         let mut any = false;
-        while let Some((device, stream, operation)) = host.next_operation() {
+        while let Some((device, stream, queued, operation)) = host.next_operation() {
             any = true;
             drop(host);
             let fault = match operation {
                 Operation::Launch(launch, kernel) => {
-                    self.scheduler.launch(device, stream, launch, kernel);
+                    self.scheduler.launch(device, stream, launch, kernel, queued);
                     host = self.settle(self.shared.lock());
                     continue;
                 }
-                Operation::Host(operation) => {
-                    catch_unwind(AssertUnwindSafe(operation)).err().map(|payload| Fault {
-                        device,
-                        kernel: "host operation",
-                        thread: None,
-                        message: crate::scheduler::message_of(payload),
-                    })
+                Operation::Host(operation) => run_host(device, operation),
+                Operation::Memory(what, spans, operation) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        watch.stream_operation(device, stream, what, queued, &spans);
+                    }
+                    run_host(device, operation)
                 }
                 Operation::Record(event) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        event.set_watched(watch.record_event(device, stream));
+                    }
                     event.reach(self.scheduler.now_ns());
                     None
                 }
-                Operation::Wait(_) => None,
+                Operation::Wait(event) => {
+                    if let Some(watch) = &mut self.scheduler.watch {
+                        watch.wait_event(device, stream, event.watched());
+                    }
+                    None
+                }
             };
             match fault {
                 Some(fault) => self.scheduler.fail(fault),
@@ -111,6 +118,7 @@ impl<'m> Engine<'m> {
     /// Tells the host what has ended.
     fn settle(&mut self, mut host: MutexGuard<'m, Host>) -> MutexGuard<'m, Host> {
         host.now_ns = self.scheduler.now_ns();
+        host.watched_ends = self.scheduler.watched_ends();
         for Ended { device, stream, fault } in std::mem::take(&mut self.scheduler.ended) {
             match fault {
                 None => host.complete(device, stream),
@@ -130,4 +138,14 @@ impl<'m> Engine<'m> {
         }
         host
     }
+}
+
+/// Runs a host operation; its fault, if it panics.
+fn run_host(device: usize, operation: Box<dyn FnOnce() + Send>) -> Option<Fault> {
+    catch_unwind(AssertUnwindSafe(operation)).err().map(|payload| Fault {
+        device,
+        kernel: "host operation",
+        thread: None,
+        message: crate::scheduler::message_of(payload),
+    })
 }

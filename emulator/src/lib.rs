@@ -29,6 +29,7 @@
 mod actor;
 mod block;
 mod bulk;
+pub mod check;
 mod collective;
 mod engine;
 mod machine;
@@ -36,6 +37,7 @@ mod memory;
 mod random;
 mod report;
 mod scheduler;
+mod script;
 pub mod simt;
 mod stack;
 mod stream;
@@ -43,6 +45,7 @@ mod stream;
 pub use actor::{Actor, Attached, Outlook};
 pub use machine::{Device, Machine};
 pub use memory::Allocation;
+pub use script::Script;
 pub use stream::{Event, Launch, Stream};
 
 use std::fmt;
@@ -64,6 +67,10 @@ pub struct Options {
     pub no_peer_access: Vec<(usize, usize)>,
     /// Memory of a device, in bytes.
     pub memory_bytes: usize,
+    /// Runs this schedule, instead of one that is drawn from the seed.
+    pub script: Option<Script>,
+    /// Looks for races, at some cost.
+    pub checker: Option<check::Checker>,
 }
 
 impl Default for Options {
@@ -77,6 +84,8 @@ impl Default for Options {
             resident_blocks: 132,
             no_peer_access: Vec::new(),
             memory_bytes: 80 << 30,
+            script: None,
+            checker: None,
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Host {
     next_waiter: u64,
     next_stream: u64,
     pub now_ns: u64,
+    /// How much of what the streams were given has ended, of a machine that is checked.
+    pub watched_ends: usize,
     pub shutdown: bool,
     /// It has said what emulated time stands still for.
     told: bool,
@@ -74,7 +76,8 @@ pub struct DeviceState {
 
 #[derive(Default)]
 pub struct StreamState {
-    pub queue: VecDeque<Operation>,
+    /// Each with how much had ended when it was queued.
+    pub queue: VecDeque<(usize, Operation)>,
     /// Its first operation has begun, and is not in the queue any more.
     running: bool,
     enqueued: u64,
@@ -282,24 +285,27 @@ impl Host {
     /// Queues an operation; gives it back if the device has failed.
     pub fn enqueue(&mut self, device: usize, stream: u64, operation: Operation) -> Option<Operation> {
         self.own(device);
+        let ended = self.watched_ends;
         let device = &mut self.devices[device];
         match device.streams.get_mut(&stream) {
             Some(state) if device.fault.is_none() => {
                 state.enqueued += 1;
-                state.queue.push_back(operation);
+                state.queue.push_back((ended, operation));
                 None
             }
             _ => Some(operation),
         }
     }
 
-    /// Takes the first operation that can begin, in the order of devices and streams.
-    pub fn next_operation(&mut self) -> Option<(usize, u64, Operation)> {
+    /// Takes the first operation that can begin, in the order of devices and streams, with how much had ended when it was
+    /// queued.
+    pub fn next_operation(&mut self) -> Option<(usize, u64, usize, Operation)> {
         for (device, state) in self.devices.iter_mut().enumerate() {
             for (&id, stream) in &mut state.streams {
-                if !stream.running && stream.queue.front().is_some_and(Operation::can_begin) {
+                if !stream.running && stream.queue.front().is_some_and(|(_, operation)| operation.can_begin())
+                {
                     stream.running = true;
-                    return stream.queue.pop_front().map(|operation| (device, id, operation));
+                    return stream.queue.pop_front().map(|(ended, operation)| (device, id, ended, operation));
                 }
             }
         }
@@ -330,7 +336,7 @@ impl Host {
         let state = &mut self.devices[fault.device];
         let mut dropped = Vec::new();
         for stream in state.streams.values_mut() {
-            dropped.extend(stream.queue.drain(..));
+            dropped.extend(stream.queue.drain(..).map(|(_, operation)| operation));
             stream.running = false;
             stream.completed = stream.enqueued;
         }
@@ -342,7 +348,7 @@ impl Host {
     /// Gives all that is queued, as the machine goes.
     pub fn abandon(&mut self) -> Vec<Operation> {
         let streams = self.devices.iter_mut().flat_map(|device| device.streams.values_mut());
-        streams.flat_map(|stream| stream.queue.drain(..)).collect()
+        streams.flat_map(|stream| stream.queue.drain(..)).map(|(_, operation)| operation).collect()
     }
 
     /// Forgets closed streams that are done, and frees what nothing can name any more.
@@ -387,6 +393,7 @@ impl Machine {
             next_waiter: 0,
             next_stream: 0,
             now_ns: 0,
+            watched_ends: 0,
             shutdown: false,
             told: false,
             retired: Vec::new(),

@@ -6,6 +6,7 @@
 use crate::actor::Outlook;
 use crate::block::{BARRIERS, Block, Resident, SHARED_BASE, State, Thread, WARP};
 use crate::bulk::{Copy, Groups, Kind};
+use crate::check::Watch;
 use crate::collective::Barrier;
 use crate::machine::Shared;
 use crate::memory::View;
@@ -114,6 +115,8 @@ pub struct Scheduler<'m> {
     stacks_made: usize,
     pub ended: Vec<Ended>,
     memory: View,
+    /// The books, if the machine is checked.
+    pub watch: Option<Watch>,
 }
 
 impl<'m> Scheduler<'m> {
@@ -121,7 +124,10 @@ impl<'m> Scheduler<'m> {
         let devices = shared.options.devices;
         Self {
             shared,
-            random: Random::new(shared.options.seed),
+            random: match shared.options.script {
+                Some(_) => Random::fixed(),
+                None => Random::new(shared.options.seed),
+            },
             now_ns: 0,
             stores: 0,
             grids: Vec::new(),
@@ -144,6 +150,7 @@ impl<'m> Scheduler<'m> {
             stacks_made: 0,
             ended: Vec::new(),
             memory: View::new(),
+            watch: shared.options.checker.clone().map(Watch::new),
         }
     }
 
@@ -151,8 +158,19 @@ impl<'m> Scheduler<'m> {
         self.now_ns
     }
 
-    pub fn preempt_one_in(&self) -> u32 {
-        self.shared.options.preempt_one_in
+    /// Whether a thread that is at an ordered operation lets others run there.
+    pub fn preempts(&mut self) -> bool {
+        let options = &self.shared.options;
+        match &options.script {
+            None => self.random.one_in(options.preempt_one_in),
+            Some(script) => {
+                let preempts = script.pass();
+                if preempts {
+                    self.random.turn();
+                }
+                preempts
+            }
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -170,10 +188,18 @@ impl<'m> Scheduler<'m> {
         self.grids.clear();
     }
 
-    /// Takes a kernel in; its blocks start as there is room.
-    pub fn launch(&mut self, device: usize, stream: u64, launch: Launch, kernel: Kernel) {
+    /// What streams have ended, of a machine that is checked.
+    pub fn watched_ends(&self) -> usize {
+        self.watch.as_ref().map_or(0, Watch::ended)
+    }
+
+    /// Takes a kernel in that was queued when `ended` had ended; its blocks start as there is room.
+    pub fn launch(&mut self, device: usize, stream: u64, launch: Launch, kernel: Kernel, ended: usize) {
         let grid = Grid { device, stream, launch, kernel: Arc::new(kernel), next_block: 0, finished: 0 };
         let index = insert(&mut self.grids, grid);
+        if let Some(watch) = &mut self.watch {
+            watch.begin_grid(index, device, stream, launch.name, ended);
+        }
         self.waiting[device].push_back(index);
         self.start_blocks(device);
     }
@@ -250,6 +276,9 @@ impl<'m> Scheduler<'m> {
             listed: None,
         });
         let at = insert(&mut self.blocks, block);
+        if let Some(watch) = &mut self.watch {
+            watch.begin_block(at, grid, index, launch.block);
+        }
         self.list(at);
         Ok(())
     }
@@ -388,6 +417,9 @@ impl<'m> Scheduler<'m> {
         }
         let Some(block) = self.blocks[at].take() else { return };
         let index = block.grid;
+        if let Some(watch) = &mut self.watch {
+            watch.end_block(at);
+        }
         let Some(grid) = self.grids[index].as_mut() else { return };
         grid.finished += 1;
         let device = grid.device;
@@ -395,6 +427,9 @@ impl<'m> Scheduler<'m> {
         if grid.finished == grid.launch.grid {
             self.ended.push(Ended { device, stream: grid.stream, fault: None });
             self.grids[index] = None;
+            if let Some(watch) = &mut self.watch {
+                watch.end_grid(index);
+            }
         }
         self.start_blocks(device);
     }
@@ -420,6 +455,9 @@ impl<'m> Scheduler<'m> {
                 self.polling.retain(|&(block, _)| block != at);
                 self.spinning.retain(|&(block, _)| block != at);
                 self.blocks[at] = None;
+                if let Some(watch) = &mut self.watch {
+                    watch.drop_block(at);
+                }
             }
         }
         self.grids.iter_mut().for_each(|grid| drop(grid.take_if(|grid| grid.device == device)));
@@ -587,8 +625,11 @@ impl<'m> Scheduler<'m> {
                 // SAFETY: as above.
                 unsafe { shared.copy_from_nonoverlapping(staged.as_ptr(), size) };
                 block.copies -= 1;
-                self.copies.swap_remove(index);
+                let done = self.copies.swap_remove(index);
                 self.spare.extend([staged, spare]);
+                if let Some(watch) = &mut self.watch {
+                    watch.loaded(at, mbarrier, done.watched);
+                }
                 self.complete_bytes(at, mbarrier, bytes);
             }
             (Kind::Store { thread, group }, Some(staged)) => {
@@ -623,6 +664,9 @@ impl<'m> Scheduler<'m> {
             Some(mbarrier) => {
                 mbarrier.bytes -= i64::from(bytes);
                 if block.complete_phase(offset) {
+                    if let Some(watch) = &mut self.watch {
+                        watch.phase(at, offset);
+                    }
                     self.list(at);
                     self.stored();
                 }

@@ -1,10 +1,11 @@
 //! What kernels call. Every function panics outside an emulated thread.
 
-use crate::block::{BARRIERS, Block, SHARED_BASE, State, WARP, Warp};
+use crate::block::{BARRIERS, Block, SHARED_BASE, State, WARP, WARPS, Warp};
 use crate::bulk::{self, Copy};
+use crate::check::{At, Scope, Strength, Touch, Watch};
 use crate::collective::{Barrier, Collective, Kind, Mbarrier, each_lane};
 use crate::scheduler::{CURRENT, Current, FaultMessage, Scheduler, word};
-use std::panic::resume_unwind;
+use std::panic::{Location, resume_unwind};
 
 fn current() -> Current {
     CURRENT.get().expect("called from an emulated thread")
@@ -70,12 +71,26 @@ pub fn now_ns() -> u64 {
     parts(&current()).0.now_ns
 }
 
+/// Tells the books of a machine that is checked.
+fn watch(
+    current: &Current,
+    operation: &'static str,
+    site: &'static Location<'static>,
+    tell: impl FnOnce(&mut Watch, At),
+) {
+    if let Some(watch) = &mut parts(current).0.watch {
+        tell(watch, At { at: current.at, thread: current.thread, operation, site });
+    }
+}
+
 /// Waits for `threads` threads at the block's barrier `id`: 0 to 15. `threads` is a multiple of 32, or the whole block.
+#[track_caller]
 pub fn barrier(id: u32, threads: u32) {
     barrier_or(id, threads, false);
 }
 
 /// [`barrier`], and whether any of them passed true.
+#[track_caller]
 pub fn barrier_or(id: u32, threads: u32, predicate: bool) -> bool {
     let current = current();
     let block = parts(&current).1;
@@ -105,10 +120,14 @@ pub fn barrier_or(id: u32, threads: u32, predicate: bool) -> bool {
         each_lane(lanes, |lane| results[lane] = any.into());
         block.wake_lanes(warp, lanes);
     }
+    let mut all = arrived;
+    all[warp] |= 1 << lane;
+    watch(&current, "barrier", Location::caller(), |watch, at| watch.meet(at, &all));
     any
 }
 
 /// One lane's part of a collective.
+#[track_caller]
 fn collective(kind: Kind, mask: u32, value: u64, source: u32) -> u64 {
     let current = current();
     let block = parts(&current).1;
@@ -142,10 +161,16 @@ fn collective(kind: Kind, mask: u32, value: u64, source: u32) -> u64 {
     open.swap_remove(index);
     let result = results[lane as usize];
     block.wake_lanes(warp, mask & !(1 << lane));
+    if kind == Kind::Barrier {
+        let mut lanes = [0; WARPS];
+        lanes[warp] = mask;
+        watch(&current, "warp_barrier", Location::caller(), |watch, at| watch.meet(at, &lanes));
+    }
     result
 }
 
 /// Waits for the lanes in `mask`.
+#[track_caller]
 pub fn warp_barrier(mask: u32) {
     collective(Kind::Barrier, mask, 0, 0);
 }
@@ -202,6 +227,45 @@ pub fn check(address: u64, bytes: usize, what: &'static str) {
     check_alignment(address, bytes, what);
 }
 
+/// [`check`], for an access that is about to be made.
+#[track_caller]
+pub fn access(address: u64, bytes: usize, touch: Touch, strength: Strength, operation: &'static str) {
+    check(address, bytes, operation);
+    watch(&current(), operation, Location::caller(), |watch, at| {
+        watch.access(at, address, bytes, touch, strength);
+    });
+}
+
+/// [`shared_pointer`], for an access that is about to be made.
+#[track_caller]
+pub fn shared_access(
+    offset: u32,
+    bytes: usize,
+    touch: Touch,
+    strength: Strength,
+    operation: &'static str,
+) -> *mut u8 {
+    let pointer = shared_pointer(offset, bytes);
+    watch(&current(), operation, Location::caller(), |watch, at| {
+        watch.shared(at, offset, pointer.expose_provenance() as u64, bytes, touch, strength);
+    });
+    pointer
+}
+
+/// A fence that acquires and releases, in the books of a machine that is checked; lets others run, by chance.
+#[track_caller]
+pub fn fence(scope: Scope) {
+    watch(&current(), "fence", Location::caller(), |watch, at| watch.fence(at, scope));
+    preempt();
+}
+
+/// The same for a fence between ordinary accesses and bulk copies.
+#[track_caller]
+pub fn fence_proxy() {
+    watch(&current(), "fence_proxy", Location::caller(), |watch, at| watch.fence_proxy(at));
+    preempt();
+}
+
 /// A store that others may wait for has happened.
 pub fn stored() {
     parts(&current()).0.stored();
@@ -210,9 +274,7 @@ pub fn stored() {
 /// Lets others run, by chance.
 pub fn preempt() {
     let current = current();
-    let (scheduler, _) = parts(&current);
-    let one_in = scheduler.preempt_one_in();
-    if scheduler.random.one_in(one_in) {
+    if parts(&current).0.preempts() {
         suspend(&current);
     }
 }
@@ -254,8 +316,9 @@ fn with_mbarrier(current: &Current, offset: u32) -> &mut Mbarrier {
 }
 
 /// Prepares an mbarrier for `arrivals` arrivals a phase.
+#[track_caller]
 pub fn mbarrier_init(offset: u32, arrivals: u32) {
-    shared_pointer(offset, 8);
+    shared_access(offset, 8, Touch::Write, Strength::Plain, "mbarrier_init");
     if arrivals == 0 || arrivals >= 1 << 20 {
         fault(format!("mbarrier at {offset}: {arrivals} arrivals, must be 1 to 2^20 - 1"));
     }
@@ -276,13 +339,16 @@ pub fn mbarrier_invalidate(offset: u32) {
 }
 
 /// Arrives.
+#[track_caller]
 pub fn mbarrier_arrive(offset: u32) {
     mbarrier_arrive_expect_tx(offset, 0);
 }
 
 /// Arrives, and makes the phase wait for `bytes` more bytes.
+#[track_caller]
 pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
     let current = current();
+    use_mbarrier(&current, offset, true, "mbarrier_arrive", Location::caller());
     let mbarrier = with_mbarrier(&current, offset);
     if mbarrier.bytes + i64::from(bytes) > MAX_BYTES {
         fault(format!("mbarrier at {offset}: {} + {bytes} bytes, most are {MAX_BYTES}", mbarrier.bytes));
@@ -294,20 +360,39 @@ pub fn mbarrier_arrive_expect_tx(offset: u32, bytes: u32) {
     mbarrier.bytes += i64::from(bytes);
     let (scheduler, block) = parts(&current);
     if block.complete_phase(offset) {
+        if let Some(watch) = &mut scheduler.watch {
+            watch.phase(current.at, offset);
+        }
         scheduler.stored();
     }
 }
 
+/// A thread arrives at an mbarrier, or has waited for it.
+fn use_mbarrier(
+    current: &Current,
+    offset: u32,
+    arrives: bool,
+    operation: &'static str,
+    site: &'static Location<'static>,
+) {
+    let pointer = shared_pointer(offset, 8).expose_provenance() as u64;
+    watch(current, operation, site, |watch, at| watch.mbarrier(at, offset, pointer, arrives));
+}
+
 /// Whether the phase of parity `parity` is over. If not it also is a [`spin`], so that it can be polled.
+#[track_caller]
 pub fn mbarrier_test(offset: u32, parity: u32) -> bool {
     let passed = with_mbarrier(&current(), offset).passed(parity);
-    if !passed {
+    if passed {
+        use_mbarrier(&current(), offset, false, "mbarrier_test", Location::caller());
+    } else {
         spin();
     }
     passed
 }
 
 /// Waits until the phase of parity `parity` is over.
+#[track_caller]
 pub fn mbarrier_wait(offset: u32, parity: u32) {
     let current = current();
     let mbarrier = with_mbarrier(&current, offset);
@@ -315,9 +400,11 @@ pub fn mbarrier_wait(offset: u32, parity: u32) {
         mbarrier.waiting.push(current.thread);
         wait(&current, State::Mbarrier(offset, parity));
     }
+    use_mbarrier(&current, offset, false, "mbarrier_wait", Location::caller());
 }
 
 /// Both ends of a bulk copy are checked when it is issued.
+#[track_caller]
 fn issue(global: u64, shared: u32, bytes: u32, kind: bulk::Kind) {
     if bytes == 0 || !(bytes.is_multiple_of(16) && global.is_multiple_of(16) && shared.is_multiple_of(16)) {
         fault(format!(
@@ -325,21 +412,32 @@ fn issue(global: u64, shared: u32, bytes: u32, kind: bulk::Kind) {
         ));
     }
     check(global, bytes as usize, "bulk copy");
-    shared_pointer(shared, bytes as usize);
+    let pointer = shared_pointer(shared, bytes as usize).expose_provenance() as u64;
     let current = current();
+    let mut watched = (0, 0);
+    let (operation, mbarrier) = match kind {
+        bulk::Kind::Load { mbarrier } => ("bulk_load", Some(mbarrier)),
+        bulk::Kind::Store { .. } => ("bulk_store", None),
+    };
+    let mbarrier = mbarrier.map(|offset| (offset, shared_pointer(offset, 8).expose_provenance() as u64));
+    watch(&current, operation, Location::caller(), |watch, at| {
+        watched = watch.copy(at, global, (shared, pointer), bytes, mbarrier);
+    });
     let (scheduler, block) = parts(&current);
     block.copies += 1;
     block.unwritten += u32::from(matches!(kind, bulk::Kind::Store { .. }));
-    scheduler.copies.push(Copy { block: current.at, shared, global, bytes, kind, staged: None });
+    scheduler.copies.push(Copy { block: current.at, shared, global, bytes, kind, staged: None, watched });
 }
 
 /// Starts a copy from global to shared memory, which completes on the mbarrier at `mbarrier`.
+#[track_caller]
 pub fn bulk_load(shared_offset: u32, global: *const u8, bytes: u32, mbarrier: u32) {
     with_mbarrier(&current(), mbarrier);
     issue(global.expose_provenance() as u64, shared_offset, bytes, bulk::Kind::Load { mbarrier });
 }
 
 /// Starts a copy from shared to global memory, in this thread's open group.
+#[track_caller]
 pub fn bulk_store(global: *mut u8, shared_offset: u32, bytes: u32) {
     let current = current();
     let thread = current.thread;
@@ -348,12 +446,15 @@ pub fn bulk_store(global: *mut u8, shared_offset: u32, bytes: u32) {
 }
 
 /// Closes this thread's open group of stores.
+#[track_caller]
 pub fn bulk_commit() {
     let current = current();
     parts(&current).1.groups[current.thread as usize].commit();
+    watch(&current, "bulk_commit", Location::caller(), |watch, at| watch.commit(at));
 }
 
 /// Waits until at most `pending` of this thread's groups are not complete; or, with `read_only`, not read.
+#[track_caller]
 pub fn bulk_wait(pending: u32, read_only: bool) {
     let current = current();
     let block = parts(&current).1;
@@ -361,4 +462,6 @@ pub fn bulk_wait(pending: u32, read_only: bool) {
     if !block.groups[current.thread as usize].done(pending, read_only) {
         wait(&current, State::Bulk { pending, read_only });
     }
+    let operation = if read_only { "bulk_wait_read" } else { "bulk_wait_written" };
+    watch(&current, operation, Location::caller(), |watch, at| watch.wait_stores(at, pending, read_only));
 }

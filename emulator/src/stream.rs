@@ -1,9 +1,11 @@
 //! Streams: in-order queues of work for a device.
 
+use crate::check::Span;
 use crate::machine::Device;
 use crate::{Error, Fault};
+use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// A kernel's name and size.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,8 @@ pub type Kernel = Box<dyn Fn() + Send + Sync>;
 pub enum Operation {
     Launch(Launch, Kernel),
     Host(Box<dyn FnOnce() + Send>),
+    /// What it is called, where, and what it reads and writes.
+    Memory((&'static str, &'static Location<'static>), Vec<Span>, Box<dyn FnOnce() + Send>),
     Record(Event),
     Wait(Event),
 }
@@ -47,16 +51,32 @@ pub struct Stream {
 
 /// A moment in a stream.
 #[derive(Clone, Default)]
-pub struct Event(Arc<AtomicU64>);
+pub struct Event(Arc<Moment>);
+
+#[derive(Default)]
+struct Moment {
+    /// 0 before it is reached, then one more than the time.
+    reached: AtomicU64,
+    /// What the books of a checked machine know it by.
+    watched: AtomicUsize,
+}
 
 impl Event {
     /// The virtual time at which it was reached; `None` before.
     pub fn time_ns(&self) -> Option<u64> {
-        self.0.load(Ordering::Acquire).checked_sub(1)
+        self.0.reached.load(Ordering::Acquire).checked_sub(1)
     }
 
     pub(crate) fn reach(&self, now_ns: u64) {
-        self.0.store(now_ns + 1, Ordering::Release);
+        self.0.reached.store(now_ns + 1, Ordering::Release);
+    }
+
+    pub(crate) fn set_watched(&self, watched: usize) {
+        self.0.watched.store(watched, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watched(&self) -> usize {
+        self.0.watched.load(Ordering::Relaxed)
     }
 }
 
@@ -80,6 +100,13 @@ impl Stream {
     /// that is a fault of the device.
     pub fn host_op(&self, operation: Box<dyn FnOnce() + Send>) {
         self.enqueue(Operation::Host(operation));
+    }
+
+    /// [`Stream::host_op`], which reads and writes this memory and no other: a machine that is checked sees it as an access of
+    /// the stream, called `name`, from here.
+    #[track_caller]
+    pub fn memory_op(&self, name: &'static str, spans: Vec<Span>, operation: Box<dyn FnOnce() + Send>) {
+        self.enqueue(Operation::Memory((name, Location::caller()), spans, operation));
     }
 
     /// Marks this moment.

@@ -25,6 +25,8 @@ use tokenrail_device::kernel::Kernel;
 pub use graph::Graph;
 pub use stream::{Event, Stream};
 pub use tokenrail_emulator::Options as EmulatorOptions;
+pub use tokenrail_emulator::Script as EmulatorScript;
+pub use tokenrail_emulator::check as emulator_check;
 
 /// What ranks run on.
 #[derive(Clone, Debug)]

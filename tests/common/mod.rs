@@ -300,9 +300,16 @@ impl Rank<'_> {
     /// Memory that begins with these values and goes on, to `bytes`, with poison.
     fn padded<T: Plain>(&mut self, values: &[T], bytes: usize) -> View {
         let view = self.room(bytes);
-        self.stream.synchronize().unwrap();
-        self.exchange.gpu().write(view, values).unwrap();
+        self.put(view, values);
         view
+    }
+
+    /// Writes there in the stream's order, as the kernels of experts would.
+    fn put<T: Plain>(&mut self, view: View, values: &[T]) {
+        if !values.is_empty() {
+            let from = self.upload(values);
+            self.exchange.gpu().copy(&self.stream, from, view, from.bytes()).unwrap();
+        }
     }
 
     /// Fills everything that peers and this rank will write. Dispatches of no tokens give the views of it.
@@ -516,14 +523,11 @@ impl Rank<'_> {
         let slot_bytes = 4 * config.topk as usize;
         let room = received.outputs().bytes() / row_bytes;
         let tokens = if calls.tokens_on_device { config.tokens as usize } else { pass.batches[rank].tokens };
-        let gpu = self.exchange.gpu().clone();
-
         let outputs = &pass.outputs[rank];
         let outputs = match calls.outputs {
             Where::InPlace => {
                 self.fill(received.outputs());
-                self.stream.synchronize().unwrap();
-                gpu.write(received.outputs(), outputs).unwrap();
+                self.put(received.outputs(), outputs);
                 Outputs::InPlace
             }
             Where::Rows => Outputs::Rows(self.padded(outputs, room * row_bytes)),
@@ -552,8 +556,7 @@ impl Rank<'_> {
         let slots = match calls.slots {
             Back::Nothing => None,
             Back::InPlace => {
-                self.stream.synchronize().unwrap();
-                gpu.write(received.slot_outputs(), &pass.slots[rank]).unwrap();
+                self.put(received.slot_outputs(), &pass.slots[rank]);
                 Some(Slots { values: None, combined: slots_out })
             }
             Back::Foreign => {

@@ -20,6 +20,7 @@ macro_rules! operations {
         /// # Safety
         /// See the module's.
         #[inline(always)]
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         pub unsafe fn $name($($arg: $ty),*) $(-> $out)? {
             // SAFETY: the caller's promise, passed on.
             unsafe { machine::$machine($($arg),*) }
@@ -44,22 +45,26 @@ operations! {
 }
 
 /// Closes this thread's open group of stores (`cp.async.bulk.commit_group`).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn commit() {
     machine::bulk_commit();
 }
 
 /// Waits until this thread's stores have *read* their source, which may then be overwritten
 /// (`cp.async.bulk.wait_group.read 0`). Says nothing about the destination.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn wait_read() {
     machine::bulk_wait_read();
 }
 
 /// Waits until this thread's stores are complete: written, and visible to this thread (`cp.async.bulk.wait_group 0`).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn wait_written() {
     machine::bulk_wait_written();
 }
 
 /// Orders ordinary accesses and the async proxy's, in both directions (`fence.proxy.async`).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn fence_proxy_async() {
     machine::fence_proxy_async();
 }

@@ -55,6 +55,7 @@ macro_rules! accesses {
         /// # Safety
         /// See the module's.
         #[inline(always)]
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         pub unsafe fn $name(at: Address $(, $arg: $ty)*) $(-> $out)? {
             // SAFETY: the caller's promise, passed on.
             unsafe { machine::$name(at.0 $(, $arg)*) }
@@ -111,11 +112,13 @@ accesses! {
 }
 
 /// `fence.acq_rel.gpu` (sm_70).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn fence_acq_rel_gpu() {
     machine::fence_acq_rel_gpu();
 }
 
 /// `fence.acq_rel.sys` (sm_70).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn fence_acq_rel_sys() {
     machine::fence_acq_rel_sys();
 }
@@ -126,6 +129,7 @@ pub fn fence_acq_rel_sys() {
 /// # Safety
 /// See the module's.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub unsafe fn wait_at_least_acquire_sys(at: Address, want: u64, deadline_ns: u64) -> Result<(), u64> {
     // SAFETY: the caller's promise, passed on.
     unsafe { machine::wait_at_least(at.0, want, deadline_ns) }
@@ -137,6 +141,7 @@ pub unsafe fn wait_at_least_acquire_sys(at: Address, want: u64, deadline_ns: u64
 /// # Safety
 /// See the module's.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub unsafe fn wait_tag(at: Address, tag: u32, deadline_ns: u64) -> bool {
     // SAFETY: the caller's promise, passed on.
     unsafe { machine::wait_tag(at.0, tag, deadline_ns) }

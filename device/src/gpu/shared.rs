@@ -20,6 +20,7 @@ macro_rules! accesses {
         /// # Safety
         /// See the module's.
         #[inline(always)]
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         pub unsafe fn $name(at: u32 $(, $arg: $ty)*) $(-> $out)? {
             // SAFETY: the caller's promise, passed on.
             unsafe { machine::$machine(at $(, $arg)*) }

@@ -9,6 +9,7 @@ use super::{machine, thread};
 pub const ALL: u32 = u32::MAX;
 
 /// Waits for the lanes in `mask` and orders their memory accesses (`bar.warp.sync`, sm_70).
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 pub fn barrier(mask: u32) {
     machine::warp_barrier(mask);
 }

@@ -80,15 +80,15 @@ pub unsafe fn read(from: Address, tag: u32, deadline_ns: u64) -> Result<([u32; 3
     }
 }
 
-/// Makes packets void, a warp together.
+/// Makes packets void, a warp together. Others may look at them meanwhile, for nothing.
 ///
 /// # Safety
-/// `from` is the first of `count` packets of this rank's arena that nobody writes or reads meanwhile.
+/// `from` is the first of `count` packets of this rank's arena that nobody writes or waits for meanwhile.
 #[inline(always)]
 pub unsafe fn void(from: Address, count: u32) {
     for index in thread::lane_strided(count) {
         // SAFETY: the caller's promise.
-        unsafe { mem::store_quad(nth(from, index.into()), Quad::default()) };
+        unsafe { mem::store_relaxed_sys_b128(nth(from, index.into()), Quad::default()) };
     }
 }
 

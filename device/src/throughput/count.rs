@@ -209,6 +209,8 @@ unsafe fn count_tokens(block: &Block) {
                 let counted = if thread::lane() < thread::warps() { shared::load_u32(at) } else { 0 };
                 let before = shared::load_u32(totals + 4 * rank);
                 let sum = before + warp::inclusive_sum(counted);
+                // All lanes have read before one of them writes.
+                warp::barrier(warp::ALL);
                 if thread::lane() < thread::warps() {
                     shared::store_u32(at, sum - counted);
                 }

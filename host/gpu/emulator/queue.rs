@@ -10,6 +10,7 @@ use std::any::Any;
 use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokenrail_emulator::check::{Span, Touch};
 use tokenrail_emulator::{Device, Event, Stream};
 
 /// How long a look at an event lets emulated time go on, for programs that look until it is reached.
@@ -30,7 +31,8 @@ type Tape = Arc<Mutex<Vec<Step>>>;
 #[derive(Clone)]
 enum Step {
     Kernel(tokenrail_emulator::Launch, Arc<dyn Fn() + Send + Sync>),
-    Host(Arc<dyn Fn() + Send + Sync>),
+    /// What it is called, and what it reads and writes.
+    Memory(&'static str, Vec<Span>, Arc<dyn Fn() + Send + Sync>),
 }
 
 struct EmulatedMoment {
@@ -44,13 +46,20 @@ struct EmulatedGraph {
     last: Mutex<Option<Event>>,
 }
 
+/// Memory that a step reads or writes.
+fn span(address: u64, bytes: usize, touch: Touch) -> Span {
+    Span { address, bytes, touch }
+}
+
 impl Step {
     fn queue(&self, stream: &Stream) -> Result<(), Error> {
         match self.clone() {
             Self::Kernel(size, kernel) => {
                 stream.launch(size, Box::new(move || kernel())).map_err(refused(size.name))?;
             }
-            Self::Host(operation) => stream.host_op(Box::new(move || operation())),
+            Self::Memory(name, spans, operation) => {
+                stream.memory_op(name, spans, Box::new(move || operation()));
+            }
         }
         Ok(())
     }
@@ -102,6 +111,8 @@ impl Queue for EmulatedQueue {
     }
 
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        // Read below, once the stream has come this far.
+        self.stream.memory_op("read", vec![span(from, bytes.len(), Touch::Read)], Box::new(|| ()));
         self.synchronize()?;
         // SAFETY: callers pass memory as large as this; the stream has ended writing it.
         unsafe {
@@ -112,18 +123,23 @@ impl Queue for EmulatedQueue {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Error> {
-        self.submit(Step::Host(Arc::new(move || {
-            let from = with_exposed_provenance::<u8>(from as usize);
-            // SAFETY: callers keep both ranges alive until the stream has come this far, or as long as the graph is
-            // launched. They may overlap.
-            unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes) }
-        })))
+        let spans = vec![span(from, bytes, Touch::Read), span(to, bytes, Touch::Write)];
+        self.submit(Step::Memory(
+            "copy",
+            spans,
+            Arc::new(move || {
+                let from = with_exposed_provenance::<u8>(from as usize);
+                // SAFETY: callers keep both ranges alive until the stream has come this far, or as long as the graph is
+                // launched. They may overlap.
+                unsafe { with_exposed_provenance_mut::<u8>(to as usize).copy_from(from, bytes) }
+            }),
+        ))
     }
 
     fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<(), Error> {
         // SAFETY: callers keep the range alive until the stream has come this far, or as long as the graph is launched.
         let fill = move || unsafe { with_exposed_provenance_mut::<u8>(to as usize).write_bytes(byte, bytes) };
-        self.submit(Step::Host(Arc::new(fill)))
+        self.submit(Step::Memory("fill", vec![span(to, bytes, Touch::Write)], Arc::new(fill)))
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), Error> {
