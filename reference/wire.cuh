@@ -20,6 +20,12 @@ enum Phase : u64 {
     NO_PHASE, COUNTS, DATA, READY, READ, SUMMARY, ROWS, PARTS, RING, FORWARDED, MESSAGES, PARTIALS
 };
 
+// Where the Rust kernels record what warps do. These do not.
+struct Trace {
+    Address ring;
+    u32 call;
+};
+
 struct ScaleStrides {
     u32 by_row;
     u32 by_word;
@@ -179,7 +185,7 @@ struct Exchange {
     Address workspace;
     Address handle_at;
     Address report;
-    Address trace;
+    Trace trace;
     u64 timeout_ns;
     u32 rank;
     u32 flight;

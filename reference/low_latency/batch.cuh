@@ -26,7 +26,7 @@ struct Batch {
     Address workspace;
     Address own;
     Address report;
-    Address trace;
+    Trace trace;
     u64 timeout_ns;
     internode::Link link;
     u32 blocks;

@@ -43,7 +43,9 @@ DEVICE bool read(Address from, u32 tag, u64 deadline_ns, Three &data, bool &wait
 
 // Makes packets void, a warp together.
 DEVICE void void_all(Address from, u32 count) {
-    for (u32 index = thread::lane(); index < count; index += thread::WARP) mem::store_quad(nth(from, index), Quad{});
+    for (u32 index = thread::lane(); index < count; index += thread::WARP) {
+        mem::store_relaxed_sys_b128(nth(from, index), Quad{});
+    }
 }
 
 // Writes a tile whose row has `cells` cells from its beginning on, a warp together.

@@ -126,6 +126,8 @@ DEVICE void count_tokens(const Block &block) {
             u32 counted = thread::lane() < thread::warps() ? shared::load_u32(at) : 0;
             u32 before = shared::load_u32(totals + 4 * rank);
             u32 sum = before + warp::inclusive_sum(counted);
+            // All lanes have read before one of them writes.
+            warp::barrier(warp::ALL);
             if (thread::lane() < thread::warps()) shared::store_u32(at, sum - counted);
             if (thread::lane() == thread::WARP - 1) shared::store_u32(totals + 4 * rank, sum);
         }
