@@ -46,7 +46,7 @@ fn both_lanes_for_three_architectures() {
     let Some(built) = built(archs.into_iter().fold(builder(), NvvmBuilder::arch)) else { return };
     let lanes: &[Lane] = match built.lane {
         Lane::Nvvm => &[Lane::Nvvm, Lane::Llvm],
-        Lane::Llvm => {
+        _ => {
             skipped(format_args!("the NVVM lane: {:?}", built.warnings));
             &[Lane::Llvm]
         }
@@ -195,4 +195,24 @@ fn missing_pieces_are_named() {
     let error = builder().variable("NVVM_BUILDER_LANE", "fast").build().unwrap_err();
     let no_compiler = matches!(error, Error::NoCompiler { .. });
     assert!(no_compiler || error.to_string() == "NVVM_BUILDER_LANE=fast: expected nvvm or llvm", "{error}");
+}
+
+#[test]
+fn a_reference_in_cuda_is_one_more_image() {
+    let _alone = alone();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/kernels.cu");
+    let both = builder().arch(Arch::Sm90).reference(source, &[Arch::Sm90]);
+    let built = match both.clone().build() {
+        Err(error @ (Error::NoCompiler { .. } | Error::NoNvcc { .. })) => return skipped(error),
+        built => built.unwrap(),
+    };
+    let image = built.images.iter().find(|image| image.lane == Lane::Nvcc).unwrap();
+    assert!(!image.preferred && image.arch == Arch::Sm90);
+    let module = ptx::Module::parse(&fs::read_to_string(&image.ptx).unwrap());
+    let kernel = module.kernel("multiply_add").unwrap();
+    // Rounded twice, as in Rust.
+    assert_eq!((kernel.count("mul.rn.f32"), kernel.count("fma.")), (1, 0));
+
+    let error = both.variable("NVVM_BUILDER_NVCC", "/nowhere/nvcc").build().unwrap_err();
+    assert!(matches!(&error, Error::NoNvcc { tried } if tried.contains("/nowhere/nvcc")), "{error}");
 }
