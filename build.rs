@@ -4,6 +4,9 @@
 fn main() -> Result<(), nvvm_builder::Error> {
     use nvvm_builder::{Arch, NvvmBuilder};
     let mut builder = NvvmBuilder::new("device").arch(Arch::Sm80).arch(Arch::Sm90).arch(Arch::Sm100);
+    if cfg!(feature = "trace") {
+        builder = builder.feature("trace");
+    }
     if cfg!(feature = "reference") {
         builder = builder.reference("reference/kernels.cu", &[Arch::Sm90]);
     }

@@ -74,13 +74,6 @@ pub const ALLOWED: &[Allowance] = &[
         &["nvvm"],
         "libNVVM unrolls the loop over the packets of a summary",
     ),
-    Allowance {
-        kernels: "*",
-        class: "atom.relaxed.gpu.global.add.u32",
-        lanes: &["nvvm", "llvm"],
-        extent: Extent::Additions,
-        reason: "records what warps do, where it is asked for, which the reference does not",
-    },
 ];
 
 const fn copies(

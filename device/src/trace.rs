@@ -1,14 +1,17 @@
 //! What warps do, and when, recorded into a ring on the device where the host asks for it.
 //!
 //! A record is a *mark*: a thread has just ended something, which it has done since its last mark. Nothing has to be kept
-//! from a begin to an end, so that kernels need no register for it; where no ring is given, a mark is one branch that all
-//! threads take alike. Marks of one thread lie in their order. Where there is no room for one, there is none for those after
+//! from a begin to an end. Where no ring is given, a mark is one branch that all threads take alike. Marks of one thread lie in their order. Where there is no room for one, there is none for those after
 //! it either: what was recorded before stays whole, and the count tells how many are lost.
 
 use crate::gpu::mem::{self, Address};
 use crate::gpu::{clock, opaque, thread};
 use crate::wire::Phase;
 use core::hint::cold_path;
+
+/// Whether kernels record at all: on GPUs only where they are built with feature `trace`, for it costs registers and time even
+/// where there is no ring (docs/decisions.md).
+pub const RECORDED: bool = cfg!(any(not(target_arch = "nvptx64"), feature = "trace"));
 
 /// A ring, and whose marks are put into it.
 ///
@@ -241,7 +244,7 @@ impl Trace {
 
     #[inline(always)]
     fn ring(&self) -> Address {
-        Address(opaque(self.ring.0))
+        if RECORDED { Address(opaque(self.ring.0)) } else { Address::NULL }
     }
 
     /// This thread begins something.

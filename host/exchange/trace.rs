@@ -1,7 +1,8 @@
 //! What the kernels of calls did, and when: recorded on the device from [`Exchange::start_trace`] to
 //! [`Exchange::stop_trace`], by all calls of both families in between.
 //!
-//! A call that is not traced pays one branch for each thing that a traced one would record. A graph does what its calls were
+//! GPUs' kernels record only in builds with feature `trace`, where a call that is not traced pays a branch for each thing that
+//! a traced one would record. A graph does what its calls were
 //! captured as: those captured in between record whenever it is launched, others never do.
 //!
 //! ```
@@ -109,12 +110,19 @@ impl Exchange {
     /// it has begun already. No traced kernel may be under way, nor one of a rank that shares the GPU.
     ///
     /// # Errors
-    /// [`Error::Argument`] for no marks, or more than 2^30; [`Error::Device`] without enough memory; [`Error::Capture`]
-    /// within [`Stream::capture`].
+    /// [`Error::Argument`] for no marks, or more than 2^30; [`Error::Unavailable`] on a GPU without feature `trace`;
+    /// [`Error::Device`] without enough memory; [`Error::Capture`] within [`Stream::capture`].
     pub fn start_trace(&mut self, marks: u32) -> Result<(), Error> {
         if !(1..=MAX_MARKS).contains(&marks) {
             let limit = format!("it must be 1 to {MAX_MARKS}");
             return Err(Error::Argument { argument: "marks", value: marks.to_string(), limit });
+        }
+        let is_gpu = self.gpu().description().capability > 0;
+        if is_gpu && !cfg!(feature = "trace") {
+            return Err(Error::Unavailable {
+                what: "a trace of a GPU's kernels".into(),
+                why: "this build's record nothing; build with feature `trace`".into(),
+            });
         }
         let has_room = self.recorder.rings.last().is_some_and(|ring| ring.capacity >= marks);
         if !has_room {
