@@ -37,7 +37,8 @@ fn is_race(findings: &[Finding], first: &str, second: &str) {
     let [Finding::Race { first: a, second: b, .. }] = findings else { panic!("not one race: {findings:?}") };
     let mut seen = [a.site.operation, b.site.operation];
     let mut wanted = [first, second];
-    (seen.sort_unstable(), wanted.sort_unstable());
+    seen.sort_unstable();
+    wanted.sort_unstable();
     assert_eq!(seen, wanted, "{}", findings[0]);
 }
 

@@ -13,7 +13,6 @@ use tokenrail::{
 pub struct Case {
     pub name: &'static str,
     kind: Kind,
-    shared_bytes: usize,
 }
 
 enum Kind {
@@ -24,9 +23,7 @@ enum Kind {
 impl Case {
     /// Runs it on the machine that these options make.
     pub fn run(&self, checker: &Checker, options: EmulatorOptions) {
-        let checker = Some(checker.clone());
-        let shared_bytes_per_block = self.shared_bytes;
-        let backend = Backend::Emulator(EmulatorOptions { checker, shared_bytes_per_block, ..options });
+        let backend = Backend::Emulator(EmulatorOptions { checker: Some(checker.clone()), ..options });
         match &self.kind {
             Kind::Throughput(case) => common::check(case, &backend),
             Kind::LowLatency(case) => batches::check(case, &backend),
@@ -36,28 +33,25 @@ impl Case {
 
 fn throughput(name: &'static str, config: Config, tokens: &[&[usize]], calls: Calls) -> Case {
     let case = common::Case { calls, ..common::Case::new(config, tokens, 5) };
-    Case { name, kind: Kind::Throughput(case), shared_bytes: 227 << 10 }
+    Case { name, kind: Kind::Throughput(case) }
 }
 
 fn low_latency(name: &'static str, case: batches::Case) -> Case {
-    Case { name, kind: Kind::LowLatency(case), shared_bytes: 227 << 10 }
+    Case { name, kind: Kind::LowLatency(case) }
 }
 
-/// Two ranks, a block, and a row of the smallest size for each: the kernels' every step, in the least time.
+/// Two ranks, a block, and a row of the smallest size for each: the kernels' every step, in the least time. The quickest first.
 pub fn smallest() -> Vec<Case> {
     let calls = Calls { sms: Some(1), ..Calls::default() };
     let config = Config::new(2, 1, 16, 1);
     let plain = Config { bulk_copy: Some(false), ..config.clone() };
     let batch = batches::config(2, 1, 16, LowLatency::new(1));
-    let cases = [
-        throughput("smallest, bulk", config, &[&[1, 1]], calls),
+    let batch = batches::Case { sms: Some(1), mask_one_in: 0, ..batches::Case::new(batch, &[&[1, 1]]) };
+    vec![
+        low_latency("smallest, low latency", batch),
         throughput("smallest, plain", plain, &[&[1, 1]], calls),
-        low_latency(
-            "smallest, low latency",
-            batches::Case { sms: Some(1), mask_one_in: 0, ..batches::Case::new(batch, &[&[1, 1]]) },
-        ),
-    ];
-    cases.into_iter().collect()
+        throughput("smallest, bulk", config, &[&[1, 1]], calls),
+    ]
 }
 
 /// Every family, form and format.
@@ -68,7 +62,9 @@ pub fn all() -> Vec<Case> {
     let bulk = Config { element: Element::Fp8E4m3, ..Config::new(6, 3, 1040, 40) };
     let plain = Config { bulk_copy: Some(false), ..Config::new(6, 3, 64, 40) };
     let expanded = Config { expert_major: by_expert, ..Config::new(6, 3, 64, 40) };
-    let expanded_plain = Config { bulk_copy: Some(false), ..expanded.clone() };
+    // More tokens than a block has threads.
+    let expanded_plain =
+        Config { expert_major: by_expert, bulk_copy: Some(false), ..Config::new(6, 3, 16, 140) };
     let followed = Config { handles: Some(3), in_flight: 2, sides: vec![4, 36], ..Config::new(6, 4, 64, 12) };
     let copied = Config { copy_engine: true, ..Config::new(6, 3, 64, 12) };
     let order = vec![0, 1, 1, 0, 0, 1, 0, 1, 2, 3, 2, 3, 3, 3, 2, 2];
@@ -92,7 +88,7 @@ pub fn all() -> Vec<Case> {
         throughput(
             "by expert, plain",
             expanded_plain,
-            rounds,
+            &[&[140, 133], &[2, 9]],
             Calls { outputs: Where::ByExpertGiven, slots: Back::Foreign, ..Calls::default() },
         ),
         throughput(

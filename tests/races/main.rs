@@ -1,5 +1,6 @@
 //! The kernels under the emulator's checker: nothing may race, and nothing unwritten be read, in any schedule; and the checker
-//! finds what is taken away from them.
+//! finds what is taken away from them. Once in a build of everything: emulated kernels are the same with the feature `cuda`.
+#![cfg(not(feature = "cuda"))]
 
 #[path = "../common/low_latency.rs"]
 #[allow(dead_code, reason = "a part of it")]

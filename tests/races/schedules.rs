@@ -8,11 +8,11 @@ use tokenrail::gpu::emulator_check::Checker;
 use tokenrail::gpu::{EmulatorOptions, EmulatorScript};
 
 /// Schedules by chance, unless TOKENRAIL_RACES says another number. One is a run of a case under a seed.
-const BY_CHANCE: usize = 5_000;
+const BY_CHANCE: usize = 3_600;
 /// One in so many of them is of a larger case.
-const LARGE_ONE_IN: usize = 50;
+const LARGE_ONE_IN: usize = 75;
 /// Where the first of two preemptions may be, and the second: among the first points of a run.
-const PAIRED_POINTS: u64 = 64;
+const PAIRED_POINTS: u64 = 96;
 
 /// Panics if anything is found in this schedule.
 fn is_clean(case: &Case, options: EmulatorOptions) {
@@ -42,8 +42,8 @@ fn by_chance() {
             match number % LARGE_ONE_IN {
                 0 => (&large[nth % large.len()], number),
                 // The batch is by far the quickest.
-                1..10 => (&smallest[number % 2], number),
-                _ => (&smallest[2], number),
+                1..5 => (&smallest[1 + number % 2], number),
+                _ => (&smallest[0], number),
             }
         })
         .collect();
@@ -59,11 +59,11 @@ fn run_script(case: &Case, preempt_at: &[u64]) -> u64 {
     script.points()
 }
 
-/// One preemption, anywhere: all such schedules. The run without any says how many points there are.
+/// One preemption, anywhere: all such schedules of the two quickest. The run without any says how many points there are.
 #[test]
 fn with_one_preemption() {
     let cases = cases::smallest();
-    let schedules: Vec<_> = cases
+    let schedules: Vec<_> = cases[..2]
         .iter()
         .flat_map(|case| {
             let points = run_script(case, &[]);
@@ -78,5 +78,5 @@ fn with_one_preemption() {
 fn with_two_preemptions() {
     let cases = cases::smallest();
     let pairs: Vec<_> = (0..PAIRED_POINTS).flat_map(|b| (0..b).map(move |a| [a, b])).collect();
-    all_are_clean("with two preemptions", &pairs, |pair| _ = run_script(&cases[2], pair));
+    all_are_clean("with two preemptions", &pairs, |pair| _ = run_script(&cases[0], pair));
 }

@@ -59,7 +59,8 @@ mod tests {
         let mut a = Times::default();
         a.raise(1, 5);
         let mut b = Times::default();
-        (b.raise(1, 3), b.raise(4, 2));
+        b.raise(1, 3);
+        b.raise(4, 2);
         a.join(&b);
         assert_eq!([0, 1, 4, 9].map(|slot| a.of(slot)), [0, 5, 2, 0]);
         b.join(&a);

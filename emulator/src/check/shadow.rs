@@ -7,7 +7,7 @@ use std::panic::Location;
 /// Bytes of a cell.
 pub const CELL: u64 = 4;
 /// Cells of a page.
-const CELLS: usize = 1024;
+const CELLS: usize = 64;
 
 /// An access that has been.
 #[derive(Clone, Copy, Debug)]
