@@ -99,8 +99,9 @@ fn give_queues() {
 /// The devices, by number of ranks.
 struct Machine {
     devices: BTreeMap<u32, Vec<Description>>,
-    /// Not used: they keep the devices open from one part to the next.
-    _members: Vec<Vec<Member>>,
+    /// Not used: it keeps a device open from one part to the next. One, for every rank has streams, and there are not queues for
+    /// many (docs/decisions.md).
+    _member: Vec<Member>,
 }
 
 impl Machine {
@@ -110,13 +111,13 @@ impl Machine {
     /// Devices, or numbers of ranks, that are not possible.
     fn open(args: &BenchArgs) -> Result<Self, tokenrail::Error> {
         let backend = args.backend.open(args.seed)?;
-        let (mut devices, mut groups) = (BTreeMap::new(), Vec::new());
+        let member = Group::in_process(1, &backend)?;
+        let mut devices = BTreeMap::new();
         for ranks in args.ranks().into_iter().chain([1]) {
             let members = Group::in_process(ranks, &backend)?;
             devices.insert(ranks, members.iter().map(|member| member.gpu().description().clone()).collect());
-            groups.push(members);
         }
-        Ok(Self { devices, _members: groups })
+        Ok(Self { devices, _member: member })
     }
 
     /// Multiprocessors that each of so many ranks can have.
